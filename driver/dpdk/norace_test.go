@@ -1,0 +1,5 @@
+//go:build !race
+
+package dpdk
+
+const raced = false
