@@ -1,0 +1,332 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pollux-net/pollux/runtime"
+	"github.com/pollux-net/pollux/runtime/kernel/napi"
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoNAPI is wrapped where a device has no NAPI instance that could be set.
+var ErrNoNAPI = errors.New("it has no NAPI instance")
+
+// Applied is a device that has been set, until Restore. It may be used from
+// several goroutines.
+type Applied struct {
+	settings Settings
+	device   napi.Device
+	napis    []napi.NAPI
+
+	mu     sync.Mutex
+	conn   *napi.Conn // nil if nothing was set, or after Restore
+	record *record
+}
+
+// Apply sets a device of the calling thread's network namespace, and its
+// interrupts, as a mode needs it; cores are the application's. Either all of it
+// is set, or nothing is and the error says what is missing. What was set before
+// is written to a file first (see Restore and RestoreDead). Epoll instances are
+// the caller's to set, to what Epoll returns.
+//
+// Settings that set nothing succeed on any device, also on none ("").
+func Apply(device string, cores []int, s Settings) (*Applied, error) {
+	a := &Applied{settings: s}
+	if err := s.Validate(); err != nil {
+		return nil, fmt.Errorf("settings of the device: %w", err)
+	}
+	if device == "" {
+		if s.nothing() {
+			return a, nil
+		}
+		return nil, errors.New("no device is named whose receive work could be set; only mode " + string(runtime.Vanilla) + " does without")
+	}
+	if err := a.apply(device, cores); err != nil {
+		return nil, fmt.Errorf("set device %s: %w", device, err)
+	}
+	return a, nil
+}
+
+// Check says whether Apply would succeed, and if not why, without changing
+// anything. What only the kernel knows, it finds out when it is asked to.
+func Check(device string, cores []int, s Settings) error {
+	if err := s.Validate(); err != nil {
+		return err
+	}
+	c, err := napi.Open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = (&Applied{settings: s}).prepare(c, device, cores)
+	return err
+}
+
+// prepare finds the device and checks all that can be checked beforehand. It
+// returns the processors for the interrupts that are to be moved.
+func (a *Applied) prepare(c *napi.Conn, device string, cores []int) (place []int, err error) {
+	if a.device, err = c.Device(device); err != nil {
+		return nil, err
+	}
+	a.napis, err = receiving(c, a.device)
+	if a.settings.nothing() {
+		return nil, nil // not to know them is no harm then
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := mayAdminister(); err != nil {
+		return nil, err
+	}
+	if a.settings.PackInterrupts {
+		if place, err = a.settings.interruptCores(cores); err != nil {
+			return nil, err
+		}
+	}
+	if a.settings.polls() {
+		if err := napi.EpollSupported(); err != nil {
+			return nil, err
+		}
+	}
+	saved, err := c.Save(a.device)
+	if err != nil {
+		return nil, err
+	}
+	return place, a.settings.check(saved, a.napis)
+}
+
+func (a *Applied) apply(device string, cores []int) (err error) {
+	c, err := napi.Open()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if a.conn == nil {
+			c.Close()
+		}
+	}()
+	place, err := a.prepare(c, device, cores)
+	if err != nil || a.settings.nothing() {
+		return err
+	}
+	if a.record, err = newRecord(c, a.device); err != nil {
+		return err
+	}
+	// Only now does nobody else set the device; what an earlier process left
+	// behind has been put back.
+	saved, err := c.Save(a.device)
+	if err != nil {
+		return errors.Join(err, a.record.remove())
+	}
+	a.record.State = saved
+	if err := a.record.write(); err != nil {
+		return errors.Join(err, a.record.remove())
+	}
+	if err := a.settings.set(c, saved, a.napis, place); err != nil {
+		if _, undo := c.Restore(saved); undo != nil {
+			return errors.Join(err, undo, a.record.file.Close()) // for RestoreDead
+		}
+		return errors.Join(err, a.record.remove())
+	}
+	a.conn = c
+	return nil
+}
+
+// mayAdminister says whether this thread may set devices.
+func mayAdminister() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("ask for this thread's capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return fmt.Errorf("%w: CAP_NET_ADMIN is needed", napi.ErrPrivilege)
+	}
+	return nil
+}
+
+// receiving lists the NAPI instances of a device's receive queues, in their
+// order; all that it has if the kernel does not tell which those are.
+func receiving(c *napi.Conn, d napi.Device) ([]napi.NAPI, error) {
+	all, err := c.NAPIs(d)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%w: the device is down, or of a kind without (the loopback), or it is a veth whose receive offload is off (ethtool -K %s gro on)", ErrNoNAPI, d.Name)
+	}
+	known := slices.DeleteFunc(slices.Clone(all), func(n napi.NAPI) bool { return n.Queue < 0 })
+	if len(known) > 0 {
+		return known, nil
+	}
+	return all, nil
+}
+
+// check refuses what kernel or device cannot do.
+func (s Settings) check(saved napi.State, napis []napi.NAPI) error {
+	perNAPI := saved.Defaults == nil
+	if s.IRQSuspendTimeout > 0 && !perNAPI {
+		return fmt.Errorf("%w: interrupt suspension (irq_suspend_timeout of one NAPI) needs Linux 6.13", napi.ErrUnsupported)
+	}
+	if s.Coalescing > 0 && !coalesces(saved) && !s.timers() {
+		return fmt.Errorf("%w: the device has no interrupt coalescing, and no timers are given to stand for it", napi.ErrUnsupported)
+	}
+	for _, n := range napis {
+		if s.PackInterrupts && n.IRQ == 0 && n.Thread == 0 {
+			return fmt.Errorf("%w: NAPI %d (queue %d) has no interrupt to be moved that the kernel knows of; a veth's receive work runs where its peer sends unless it has threads (pollux lab up --path kernel)", napi.ErrUnsupported, n.ID, n.Queue)
+		}
+	}
+	return nil
+}
+
+func coalesces(s napi.State) bool { return s.Coalescing != nil && s.Coalescing.RxDelay != nil }
+
+// set changes the device to the settings, and stops at the first error.
+func (s Settings) set(c *napi.Conn, old napi.State, napis []napi.NAPI, place []int) error {
+	suppressed := s.Coalescing > 0 && coalesces(old)
+	if suppressed {
+		want := napi.Coalescing{RxDelay: &s.Coalescing}
+		if old.Coalescing.AdaptiveRx != nil {
+			want.AdaptiveRx = new(bool) // or the device would go on choosing by itself
+		}
+		if err := c.SetCoalescing(old.Device, want); err != nil {
+			return err
+		}
+	}
+	if s.timers() && !suppressed {
+		if err := s.setTimers(c, old, napis); err != nil {
+			return err
+		}
+	}
+	if s.PackInterrupts {
+		for i, n := range napis {
+			if err := moveInterrupt(n, place[i%len(place)]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s Settings) setTimers(c *napi.Conn, old napi.State, napis []napi.NAPI) error {
+	if old.Defaults != nil {
+		return c.SetDefaults(old.Device, napi.Defaults{DeferHardIRQs: s.DeferHardIRQs, GROFlushTimeout: s.GROFlushTimeout})
+	}
+	for _, n := range napis {
+		err := c.Set(n.ID, napi.Settings{DeferHardIRQs: s.DeferHardIRQs, GROFlushTimeout: s.GROFlushTimeout, IRQSuspendTimeout: s.IRQSuspendTimeout})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// moveInterrupt puts a queue's interrupt on a processor, or the thread that
+// stands for it (lab's, on a veth), or both.
+func moveInterrupt(n napi.NAPI, core int) error {
+	if n.IRQ > 0 {
+		if err := napi.SetInterruptCores(n.IRQ, []int{core}); err != nil {
+			return err
+		}
+	}
+	if n.Thread > 0 {
+		return napi.SetThreadCores(n.Thread, []int{core})
+	}
+	return nil
+}
+
+// Epoll returns what is to be set on epoll instances that wait for the device's
+// sockets (napi.SetEpoll), each for those of one NAPI.
+func (a *Applied) Epoll() napi.EpollParams { return a.settings.Epoll() }
+
+// Polls says whether Epoll has anything to be set: whether sockets must come
+// from a NAPI.
+func (a *Applied) Polls() bool { return a.settings.polls() }
+
+// Settings returns what was applied.
+func (a *Applied) Settings() Settings { return a.settings }
+
+// NAPIs lists the instances of the device's receive queues in their order, as
+// they were before; none if it has none, or no device was named.
+func (a *Applied) NAPIs() []napi.NAPI { return a.napis }
+
+// File is where the old settings are written, "" if nothing was set.
+func (a *Applied) File() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.record == nil {
+		return ""
+	}
+	return a.record.path
+}
+
+// SetEpoll sets an epoll instance of another process as Epoll says, which
+// Restore and RestoreDead put back unless it has been set otherwise since. It is
+// false if it was so already.
+func (a *Applied) SetEpoll(p *napi.Process, fd int) (bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.conn == nil {
+		return false, errors.New("set an epoll instance: nothing is applied")
+	}
+	borrowed, err := p.Borrow(fd)
+	if err != nil {
+		return false, err
+	}
+	defer closeFD(borrowed)
+	old, err := napi.Epoll(borrowed)
+	if err != nil {
+		return false, fmt.Errorf("process %d: %w", p.PID, err)
+	}
+	if old == a.settings.Epoll() {
+		return false, nil
+	}
+	if err := a.record.addEpoll(p.PID, fd, old, a.settings.Epoll()); err != nil {
+		return false, err
+	}
+	if err := napi.SetEpoll(borrowed, a.settings.Epoll()); err != nil {
+		return false, fmt.Errorf("process %d: %w", p.PID, err)
+	}
+	return true, nil
+}
+
+// Restore puts back all that Apply and SetEpoll changed, and removes the file;
+// after an error the file remains. It may be called again, and does nothing if
+// nothing was set.
+func (a *Applied) Restore() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.conn == nil {
+		return nil
+	}
+	_, err := a.conn.Restore(a.record.State)
+	if err := errors.Join(err, a.record.restoreEpolls()); err != nil {
+		return err
+	}
+	a.conn.Close()
+	a.conn = nil
+	return a.record.remove()
+}
+
+// onlineCores lists the machine's processors that are in use.
+func onlineCores() ([]int, error) {
+	b, err := os.ReadFile("/sys/devices/system/cpu/online")
+	if err != nil {
+		return nil, fmt.Errorf("find the machine's processors: %w", err)
+	}
+	cores, err := napi.ParseCores(strings.TrimSpace(string(b)))
+	if err != nil {
+		return nil, fmt.Errorf("find the machine's processors: %w", err)
+	}
+	return cores, nil
+}
+
+// lockPatience is how long a process waits for another one that is applying or
+// restoring at the moment.
+const lockPatience = 10 * time.Second

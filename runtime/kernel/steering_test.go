@@ -1,0 +1,225 @@
+package kernel
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"reflect"
+	goruntime "runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/safchain/ethtool"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	polluxruntime "github.com/pollux-net/pollux/runtime"
+	"github.com/pollux-net/pollux/runtime/affinity"
+	"github.com/pollux-net/pollux/runtime/kernel/napi/napitest"
+)
+
+var (
+	nearAddress = netip.MustParsePrefix("10.98.0.1/24")
+	farAddress  = netip.MustParsePrefix("10.98.0.2/24")
+)
+
+// veth is a pair of devices with addresses.
+func veth(t *testing.T, queues int) *napitest.Veth {
+	t.Helper()
+	v := napitest.New(t, queues, true)
+	for ns, address := range map[netns.NsHandle]netip.Prefix{v.Near: nearAddress, v.Far: farAddress} {
+		within(t, ns, func() error {
+			links, err := netlink.LinkList()
+			if err != nil {
+				return err
+			}
+			for _, l := range links {
+				if l.Type() == "veth" {
+					a, err := netlink.ParseAddr(address.String())
+					if err != nil {
+						return err
+					}
+					if err := netlink.AddrAdd(l, a); err != nil {
+						return err
+					}
+					return withoutTSO(l.Attrs().Name)
+				}
+			}
+			return fmt.Errorf("no veth in %v", ns)
+		})
+	}
+	return v
+}
+
+// withoutTSO has a device cut segments itself: what is larger would pass by the
+// NAPI of a veth's other end.
+func withoutTSO(name string) error {
+	e, err := ethtool.NewEthtool()
+	if err != nil {
+		return err
+	}
+	defer e.Close()
+	return e.Change(name, map[string]bool{
+		"tx-tcp-segmentation": false, "tx-tcp-ecn-segmentation": false, "tx-tcp-mangleid-segmentation": false, "tx-tcp6-segmentation": false,
+	})
+}
+
+// within runs f on a thread of its own in a namespace.
+func within(t *testing.T, ns netns.NsHandle, f func() error) {
+	t.Helper()
+	result := make(chan error)
+	go func() {
+		goruntime.LockOSThread() // and the thread ends with the goroutine
+		err := netns.Set(ns)
+		if err == nil {
+			err = f()
+		}
+		result <- err
+	}()
+	if err := <-result; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// serveVeth serves an echo on the near end.
+func serveVeth(t *testing.T, v *napitest.Veth, c Config, h polluxruntime.Handler) *Runtime {
+	t.Helper()
+	var r *Runtime
+	c.Device = v.Name
+	v.Do(t, func() (err error) {
+		if r, err = New(c); err != nil {
+			return err
+		}
+		if err = r.Listen(anywhere, h); err != nil {
+			r.Discard()
+		}
+		return err
+	})
+	start(t, r)
+	return r
+}
+
+// dialVeth connects from the far end.
+func dialVeth(t *testing.T, v *napitest.Veth, r *Runtime) net.Conn {
+	t.Helper()
+	return dialFar(t, v, netip.AddrPortFrom(nearAddress.Addr(), r.Addresses()[0].Port()))
+}
+
+func dialFar(t *testing.T, v *napitest.Veth, to netip.AddrPort) (c net.Conn) {
+	t.Helper()
+	within(t, v.Far, func() (err error) {
+		c, err = net.DialTimeout("tcp", to.String(), 20*time.Second)
+		return err
+	})
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(time.Minute))
+	return c
+}
+
+func TestSteeredConnectionsComeFromTheirLoopsOwnQueue(t *testing.T) {
+	cores, err := affinity.Allowed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cores = []int{cores[0], cores[len(cores)-1]}
+	for _, mode := range []polluxruntime.Mode{polluxruntime.Vanilla, polluxruntime.KernelPolling} {
+		for _, steered := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/steered=%v", mode, steered), func(t *testing.T) {
+				logged := capture(t)
+				v := veth(t, 2)
+				r := serveVeth(t, v, Config{Mode: mode, Cores: cores, Unsteered: !steered}, &echo{})
+				const connections = 60
+				for i := range connections {
+					if err := ask(dialVeth(t, v, r), fmt.Sprint("connection ", i)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				var accepted, foreign uint64
+				for _, s := range statistics(t, r) {
+					accepted += s.Accepted
+					foreign += s.NAPIForeign
+					if s.NAPIUnknown > 0 {
+						t.Errorf("shard %d: %d connections without NAPI", s.Shard, s.NAPIUnknown)
+					}
+					if s.Accepted == 0 {
+						t.Errorf("shard %d got no connection", s.Shard)
+					}
+				}
+				t.Logf("%d of %d connections come from another loop's queue", foreign, accepted)
+				if accepted != connections {
+					t.Errorf("%d connections were accepted", accepted)
+				}
+				if steered != (foreign == 0) {
+					t.Errorf("%d connections are foreign", foreign)
+				}
+				if complained := strings.Contains(logged(), "another queue"); complained != (!steered && mode == polluxruntime.KernelPolling) {
+					t.Errorf("the log says %q", logged())
+				}
+			})
+		}
+	}
+}
+
+func TestEachModeServesOnADevice(t *testing.T) {
+	cores, err := affinity.Allowed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range polluxruntime.Modes(polluxruntime.Kernel) {
+		t.Run(string(mode), func(t *testing.T) {
+			v := veth(t, 1)
+			before := state(t, v)
+			var r *Runtime
+			t.Run("served", func(t *testing.T) {
+				r = serveVeth(t, v, Config{Mode: mode, Cores: cores[:1]}, &echo{})
+				c := dialVeth(t, v, r)
+				for i := range 200 {
+					if err := ask(c, fmt.Sprintf("request %d", i)); err != nil {
+						t.Fatal(err)
+					}
+					if i%50 == 0 {
+						time.Sleep(30 * time.Millisecond) // longer than any timer
+					}
+				}
+				s := statistics(t, r)[0]
+				if s.NAPI == 0 || s.NAPI != before.NAPIs[0].ID || s.NAPIForeign+s.NAPIUnknown > 0 {
+					t.Errorf("the queue's NAPI is %d, the loop has %+v", before.NAPIs[0].ID, s)
+				}
+			})
+			if after := state(t, v); !reflect.DeepEqual(after, before) {
+				t.Errorf("was %+v\nis  %+v", before, after)
+			}
+		})
+	}
+}
+
+func TestAModeThatCannotBeIsRefusedAndSaysWhy(t *testing.T) {
+	v := veth(t, 2)
+	for _, c := range []struct {
+		config Config
+		want   string
+	}{
+		{Config{Mode: polluxruntime.KernelPolling}, "no device is named"},
+		{Config{Mode: polluxruntime.BusyPoll, Device: "lo"}, "no NAPI"},
+		{Config{Mode: polluxruntime.IRQSuppression, Device: "absent0"}, "absent0"},
+		{Config{Mode: polluxruntime.IRQPacking, Device: v.Name}, "cores"},
+		{Config{Mode: polluxruntime.KernelPolling, Device: v.Name, Cores: []int{0}}, "2 receive queues for 1 cores"},
+		{Config{Mode: polluxruntime.KernelPolling, Device: v.Name, Cores: []int{0, 1}, Settings: &Settings{IRQSuspendTimeout: time.Hour}}, "IRQ suspend timeout"},
+	} {
+		before := state(t, v)
+		v.Do(t, func() error {
+			r, err := New(c.config)
+			if err == nil {
+				r.Discard()
+				t.Errorf("%s on %q was accepted", c.config.Mode, c.config.Device)
+			} else if !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%s on %q: %v; want %q", c.config.Mode, c.config.Device, err, c.want)
+			}
+			return nil
+		})
+		if after := state(t, v); !reflect.DeepEqual(after, before) {
+			t.Errorf("%s on %q: was %+v\nis  %+v", c.config.Mode, c.config.Device, before, after)
+		}
+	}
+}

@@ -1,0 +1,448 @@
+package user
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pollux-net/pollux/driver"
+	"github.com/pollux-net/pollux/driver/wire"
+	polluxruntime "github.com/pollux-net/pollux/runtime"
+	"github.com/pollux-net/pollux/stack"
+)
+
+func TestEachModeServesAndWaitsAsItSays(t *testing.T) {
+	for _, interrupts := range []bool{true, false} {
+		for _, mode := range polluxruntime.Modes(polluxruntime.User) {
+			t.Run(fmt.Sprintf("%s/interrupts=%v", mode, interrupts), func(t *testing.T) {
+				p := newPair(t, wire.Config{Interrupts: interrupts}, Config{Mode: mode}, &echo{})
+				c := p.dial(t, 0)
+				for i := range 300 {
+					if err := ask(c, fmt.Sprintf("request %d", i)); err != nil {
+						t.Fatalf("request %d: %v", i, err)
+					}
+					if i%10 == 0 {
+						time.Sleep(3 * time.Millisecond) // long enough for every mode that sleeps
+					}
+				}
+				c.Close()
+				s := p.statistics(t, p.server)[0]
+				switch {
+				case mode == polluxruntime.Poll && s.Sleeps > 0:
+					t.Errorf("poll slept %d times", s.Sleeps)
+				case mode != polluxruntime.Poll && s.Sleeps == 0:
+					t.Errorf("%s never slept", mode)
+				case mode != polluxruntime.Poll && interrupts && s.WokenByFrame == 0:
+					t.Errorf("%s was never woken by a frame", mode)
+				}
+			})
+		}
+	}
+}
+
+func TestModesSwitchUnderTrafficWithoutLosingAByte(t *testing.T) {
+	p := newPair(t, wire.Config{Interrupts: true}, Config{Mode: polluxruntime.Poll}, &echo{})
+	var clients sync.WaitGroup
+	stop := make(chan struct{})
+	for i := range 8 {
+		c := p.dial(t, 0)
+		clients.Add(1)
+		go func() {
+			defer clients.Done()
+			defer c.Close()
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := ask(c, fmt.Sprintf("client %d request %d", i, n)); err != nil {
+					t.Errorf("client %d request %d: %v", i, n, err)
+					return
+				}
+			}
+		}()
+	}
+	modes := polluxruntime.Modes(polluxruntime.User)
+	for n := range 150 {
+		if err := p.server.SetMode(modes[n%len(modes)]); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	close(stop)
+	clients.Wait()
+	if s := p.statistics(t, p.server)[0]; s.Stack.TCP.Retransmits > 0 || s.Stack.DroppedTransmit > 0 {
+		t.Errorf("frames were lost: %d retransmits, %d dropped on transmit", s.Stack.TCP.Retransmits, s.Stack.DroppedTransmit)
+	}
+}
+
+func TestShardsServeTheirOwnConnectionsOnly(t *testing.T) {
+	h := &echo{}
+	p := newPair(t, wire.Config{Queues: 2, Interrupts: true}, Config{}, h)
+	const connections = 64
+	for i := range connections {
+		// The client has two shards as well, and its connections must come
+		// back to the one that made them.
+		c := p.dial(t, i%2)
+		for n := range 3 {
+			if err := ask(c, fmt.Sprintf("connection %d, request %d", i, n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Close()
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	t.Logf("connections by shard: %v", h.perShard)
+	if h.perShard[0] == 0 || h.perShard[1] == 0 {
+		t.Errorf("%d connections spread as %v over two shards", connections, h.perShard)
+	}
+	if h.moved > 0 {
+		t.Errorf("%d requests were served by another shard than their connection's", h.moved)
+	}
+	for _, r := range []*Runtime{p.server, p.client} {
+		for _, s := range p.statistics(t, r) {
+			if s.Stack.Strays > 0 || s.Stack.Misdirected > 0 {
+				t.Errorf("shard %d: %d strays, %d misdirected, although RSS is known", s.Shard, s.Stack.Strays, s.Stack.Misdirected)
+			}
+		}
+	}
+}
+
+// brokenRSS is a port that lies about its RSS.
+type brokenRSS struct {
+	driver.Port
+	rss driver.RSS
+}
+
+func (b brokenRSS) RSS() (driver.RSS, bool) { return b.rss, true }
+
+func TestADeviceWhoseRSSCannotBeReliedOnIsRefused(t *testing.T) {
+	link, err := wire.New(wire.Config{Queues: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := link.Port(wire.A)
+	good, _ := port.RSS()
+	for name, spoil := range map[string]func(*driver.RSS){
+		"short key":             func(r *driver.RSS) { r.Key = r.Key[:16] },
+		"queue nobody serves":   func(r *driver.RSS) { r.Table = []uint16{0, 1, 2, 3} },
+		"queue without entries": func(r *driver.RSS) { r.Table = []uint16{1, 1} },
+		"no TCP":                func(r *driver.RSS) { r.TCP4, r.TCP6 = false, false },
+	} {
+		rss := good
+		spoil(&rss)
+		r, err := New(brokenRSS{port, rss}, Config{Stack: stack.Config{Addresses: []netip.Prefix{serverPrefix}}})
+		if err == nil {
+			r.Discard()
+			t.Errorf("%s: accepted", name)
+		} else {
+			t.Logf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestShardsStopWhenTheDeviceDoesNotFollowItsRSS(t *testing.T) {
+	link, err := wire.New(wire.Config{Queues: 2, Interrupts: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := link.Port(wire.A)
+	rss, _ := port.RSS()
+	// The table as the device reports it is the wrong way round.
+	rss.Table = bytes16(rss.Table)
+	r, err := New(brokenRSS{port, rss}, Config{Stack: stack.Config{Addresses: []netip.Prefix{serverPrefix}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Listen(service, &echo{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Start(); err != nil {
+		t.Fatal(err)
+	}
+	client, err := New(link.Port(wire.B), Config{Stack: stack.Config{Addresses: []netip.Prefix{clientPrefix}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer shutdown(client, time.Second)
+	go client.Stack(0).Dial("tcp", service.String())
+	select {
+	case <-r.Done():
+		if r.Err() == nil {
+			t.Error("the loops ended without a reason")
+		}
+		t.Log(r.Err())
+	case <-time.After(20 * time.Second):
+		t.Error("the shards went on")
+		shutdown(r, time.Second)
+	}
+}
+
+func bytes16(table []uint16) []uint16 {
+	flipped := make([]uint16, len(table))
+	for i, q := range table {
+		flipped[i] = 1 - q
+	}
+	return flipped
+}
+
+// unspread is a port that does have several queues but no RSS, and delivers each
+// frame to whichever queue: a veth at its worst.
+type unspread struct{ driver.Port }
+
+func (u unspread) RSS() (driver.RSS, bool) { return driver.RSS{}, false }
+
+// scatter delivers what any queue of the port received on a random one.
+type scatter struct {
+	mu     sync.Mutex
+	rng    *rand.Rand
+	queues []driver.Queue
+}
+
+type scatterQueue struct {
+	driver.Queue
+	s *scatter
+}
+
+func (q scatterQueue) Receive(frames []driver.Frame) int {
+	q.s.mu.Lock()
+	defer q.s.mu.Unlock()
+	return q.s.queues[q.s.rng.IntN(len(q.s.queues))].Receive(frames)
+}
+
+// The queues are used by both loops here, so everything is under the lock.
+func (q scatterQueue) Transmit(frames []driver.Frame) int {
+	q.s.mu.Lock()
+	defer q.s.mu.Unlock()
+	return q.Queue.Transmit(frames)
+}
+
+func (q scatterQueue) Allocate(frames []driver.Frame, size int) int {
+	q.s.mu.Lock()
+	defer q.s.mu.Unlock()
+	return q.Queue.Allocate(frames, size)
+}
+
+func (q scatterQueue) Statistics() driver.QueueStatistics {
+	q.s.mu.Lock()
+	defer q.s.mu.Unlock()
+	return q.Queue.Statistics()
+}
+
+func (q scatterQueue) Interrupt() driver.Interrupt { return nil }
+
+func TestStraySegmentsFindTheirShard(t *testing.T) {
+	const seed = 5
+	h := &echo{}
+	link, err := wire.New(wire.Config{Queues: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := link.Port(wire.A)
+	s := &scatter{rng: rand.New(rand.NewPCG(seed, 0)), queues: []driver.Queue{port.Queue(0), port.Queue(1)}}
+	server, err := New(unspread{port}, Config{
+		Mode: polluxruntime.Poll, Stack: stack.Config{Addresses: []netip.Prefix{serverPrefix}},
+		Queue: func(i int) driver.Queue { return scatterQueue{port.Queue(i), s} },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Listen(service, h); err != nil {
+		t.Fatal(err)
+	}
+	client, err := New(link.Port(wire.B), Config{Stack: stack.Config{Addresses: []netip.Prefix{clientPrefix}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []*Runtime{server, client} {
+		if err := r.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := shutdown(r, 5*time.Second); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	p := &pair{link: link, server: server, client: client}
+	for i := range 20 {
+		c := p.dial(t, i%2)
+		for n := range 20 {
+			if err := ask(c, fmt.Sprintf("connection %d, request %d", i, n)); err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+		}
+		c.Close()
+	}
+	strays := uint64(0)
+	for _, st := range p.statistics(t, server) {
+		strays += st.Stack.Strays
+		if st.Stack.TCP.ResetsSent > 0 {
+			t.Errorf("shard %d reset %d connections that were another's", st.Shard, st.Stack.TCP.ResetsSent)
+		}
+	}
+	if strays == 0 {
+		t.Error("no segment was a stray: the test does not test")
+	}
+	if h.moved > 0 {
+		t.Errorf("%d requests were served by another shard than their connection's", h.moved)
+	}
+}
+
+func TestConnectionToAClosedPortIsResetAlsoWithSeveralShards(t *testing.T) {
+	p := newPair(t, wire.Config{Queues: 2}, Config{}, &echo{})
+	other := netip.AddrPortFrom(serverPrefix.Addr(), 9)
+	start := time.Now()
+	if c, err := p.client.Stack(0).Dial("tcp", other.String()); err == nil {
+		c.Close()
+		t.Fatal("connected to a port that nobody listens on")
+	} else if time.Since(start) > 10*time.Second {
+		t.Errorf("refused after %v: %v", time.Since(start), err)
+	}
+}
+
+// flood answers one byte with megabytes.
+type flood struct {
+	echo
+	most int
+	mu   sync.Mutex
+}
+
+func (f *flood) Data(c polluxruntime.Conn, in []byte) int {
+	n := 0
+	for n < len(in) && c.Buffered() < polluxruntime.OutputLimit {
+		c.Write(make([]byte, 64<<10))
+		n++
+	}
+	f.mu.Lock()
+	f.most = max(f.most, c.Buffered())
+	f.mu.Unlock()
+	return n
+}
+
+func TestASlowReaderDoesNotMakeTheServerGrow(t *testing.T) {
+	h := &flood{}
+	p := newPair(t, wire.Config{}, Config{}, h)
+	c := p.dial(t, 0)
+	defer c.Close()
+	const requests = 1000 // 64 MB of replies
+	if _, err := c.Write(make([]byte, requests)); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond) // let it run into the limit
+	if n, err := io.CopyN(io.Discard, c, requests*64<<10); err != nil {
+		t.Fatalf("after %d bytes: %v", n, err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if limit := polluxruntime.OutputLimit + 64<<10; h.most > limit {
+		t.Errorf("%d bytes were buffered, at most %d should be", h.most, limit)
+	}
+}
+
+// stubborn takes input in odd pieces, and only when there are enough.
+type stubborn struct {
+	echo
+	got bytes.Buffer
+	mu  sync.Mutex
+}
+
+func (s *stubborn) Data(c polluxruntime.Conn, in []byte) int {
+	if len(in) < 7 {
+		return 0
+	}
+	s.mu.Lock()
+	s.got.Write(in[:7])
+	s.mu.Unlock()
+	c.Write([]byte{'.'})
+	return 7
+}
+
+func TestWhatAHandlerLeavesIsHandedOverAgain(t *testing.T) {
+	h := &stubborn{}
+	p := newPair(t, wire.Config{}, Config{}, h)
+	c := p.dial(t, 0)
+	defer c.Close()
+	var sent bytes.Buffer
+	rng := rand.New(rand.NewPCG(3, 0))
+	for sent.Len() < 7000 {
+		piece := make([]byte, 1+rng.IntN(20))
+		for i := range piece {
+			piece[i] = byte(sent.Len() + i)
+		}
+		if sent.Len()+len(piece) > 7000 {
+			piece = piece[:7000-sent.Len()]
+		}
+		sent.Write(piece)
+		if _, err := c.Write(piece); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !bytes.Equal(h.got.Bytes(), sent.Bytes()) {
+		t.Error("the handler was given other bytes than were sent")
+	}
+}
+
+func TestHalfClosedConnectionsGetTheirReplies(t *testing.T) {
+	h := &echo{}
+	p := newPair(t, wire.Config{}, Config{}, h)
+	c := p.dial(t, 0)
+	big := bytes.Repeat([]byte("half"), 500_000)
+	go func() {
+		c.Write(big)
+		c.(interface{ CloseWrite() error }).CloseWrite()
+	}()
+	got, err := io.ReadAll(c)
+	if err != nil || !bytes.Equal(got, big) {
+		t.Errorf("got %d of %d bytes back: %v", len(got), len(big), err)
+	}
+	c.Close()
+	eventually(t, "the handler hears of the end", func() bool { return h.closed.Load() == 1 })
+	if h.reasons[0] != nil {
+		t.Errorf("the handler was told %v, not that the peer closed", h.reasons[0])
+	}
+}
+
+func TestShutdownEndsConnectionsAndTellsTheHandler(t *testing.T) {
+	h := &echo{}
+	p := newPair(t, wire.Config{Interrupts: true}, Config{}, h)
+	conns := make([]io.ReadCloser, 10)
+	for i := range conns {
+		c := p.dial(t, 0)
+		if err := ask(c, "x"); err != nil {
+			t.Fatal(err)
+		}
+		conns[i] = c
+	}
+	if err := shutdown(p.server, 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range conns {
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Errorf("connection %d ended with %v, not in order", i, err)
+		}
+		c.Close()
+	}
+	if h.opened.Load() != 10 || h.closed.Load() != 10 {
+		t.Errorf("%d connections opened, %d closed", h.opened.Load(), h.closed.Load())
+	}
+	if err := p.server.Stack(0).Post(func() {}); err {
+		t.Error("a stopped shard still takes posts")
+	}
+}
