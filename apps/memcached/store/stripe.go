@@ -1,0 +1,249 @@
+package store
+
+import "sync"
+
+const (
+	// A stripe takes chunks from the pool by this many, and gives back what it
+	// has beyond twice as many.
+	poolBatch  = 32
+	stripeKeep = 2 * poolBatch
+	// Longer items are not made room for by evicting from one stripe only.
+	shortChain = poolBatch
+	// How far from the old end of the cold list to look for an item that is dead
+	// already, before evicting a live one.
+	tailSearch = 5
+)
+
+// stripe holds a share of the keys. Everything in it is guarded by mu.
+type stripe struct {
+	mu      sync.Mutex
+	store   *Store
+	index   int
+	buckets []uint32
+	lists   [segments]list
+	free    chain
+
+	// The CAS values of a stripe are its number plus multiples of the number of
+	// stripes, so that they are unique in the store.
+	cas uint64
+	// Items with a CAS value up to floor were flushed.
+	floor uint64
+	// flushAt is when the next flush is due; 0: none.
+	flushAt uint32
+	// soonest is when an item may next expire, not too late; 0: none will.
+	soonest uint32
+	// Items with a CAS value up to swept were searched for whole and are gone;
+	// those up to sweepFloor will be when the search that is under way ends.
+	swept, sweepFloor uint64
+
+	stats stripeStats
+	entry Entry // what a See sees
+	// Items with a CAS value above sizesFrom are in the store's sizes; 0: none
+	// are.
+	sizesFrom uint64
+	_         [64]byte // keep neighbours off this cache line
+}
+
+func (st *stripe) init(s *Store, index int, buckets []uint32) {
+	st.store, st.index, st.buckets = s, index, buckets
+	st.cas = uint64(index) + 1 - uint64(len(s.stripes)) // the first is index + 1
+}
+
+// lock also carries out a flush that has come due.
+func (st *stripe) lock(now uint32) {
+	st.mu.Lock()
+	if st.flushAt != 0 && st.flushAt <= now {
+		st.flush()
+	}
+}
+
+func (st *stripe) flush() {
+	st.floor = st.nextCAS()
+	st.flushAt = 0
+}
+
+func (st *stripe) nextCAS() uint64 {
+	st.cas += uint64(len(st.store.stripes))
+	return st.cas
+}
+
+func (st *stripe) flushed(it *header) bool { return it.cas <= st.floor }
+
+func (it *header) expired(now uint32) bool { return it.expires != 0 && it.expires <= now }
+
+// dead says whether an item was flushed or has expired.
+func (st *stripe) dead(it *header, now uint32) bool { return st.flushed(it) || it.expired(now) }
+
+// bucket scales a hash to the number of buckets, which may be any.
+func (st *stripe) bucket(hash uint32) *uint32 {
+	return &st.buckets[uint64(hash)*uint64(len(st.buckets))>>32]
+}
+
+// find returns the live item of a key, or 0. A dead one is removed.
+func (st *stripe) find(key []byte, h uint64, now uint32) uint32 {
+	slab, hash := st.store.slab, uint32(h)
+	for i := *st.bucket(hash); i != 0; {
+		it := slab.header(i)
+		if it.hash != hash || int(it.key) != len(key) || !slab.hasKey(i, key) {
+			i = it.bucket
+			continue
+		}
+		switch {
+		case st.flushed(it):
+			st.stats.flushed++
+		case it.expired(now):
+			st.stats.expired++
+		default:
+			return i
+		}
+		st.reclaim(i)
+		return 0
+	}
+	return 0
+}
+
+// link enters a complete item that is in no list yet and gives it a CAS value.
+func (st *stripe) link(i, now uint32) {
+	it := st.store.slab.header(i)
+	it.cas, it.accessed = st.nextCAS(), now
+	bucket := st.bucket(it.hash)
+	it.bucket, *bucket = *bucket, i
+	st.noteExpiry(it.expires)
+	st.push(i, it, hot)
+	st.balance()
+	st.countSize(it)
+	st.stats.total++
+}
+
+// unlink takes an item out of all lists; its chunks remain the caller's.
+func (st *stripe) unlink(i uint32) {
+	slab := st.store.slab
+	it := slab.header(i)
+	place := st.bucket(it.hash)
+	for *place != i {
+		place = &slab.header(*place).bucket
+	}
+	*place = it.bucket
+	st.drop(it)
+	st.uncountSize(it)
+}
+
+func (st *stripe) remove(i uint32) {
+	st.unlink(i)
+	st.release(st.store.slab.chainOf(i))
+}
+
+// reclaim removes an item that is dead.
+func (st *stripe) reclaim(i uint32) {
+	it := st.store.slab.header(i)
+	st.stats.reclaimed++
+	if it.heat == unread {
+		st.stats.expiredUnfetched++
+	}
+	st.remove(i)
+}
+
+func (h *header) bytes() uint64 { return uint64(Size(int(h.key), int(h.size), h.flags)) }
+
+func (b slab) chainOf(i uint32) chain {
+	it := b.header(i)
+	return chain{i, it.last, chunksFor(int(it.key), int(it.size))}
+}
+
+// release takes chunks back.
+func (st *stripe) release(c chain) {
+	slab := st.store.slab
+	if c.count > poolBatch {
+		st.store.pool.give(slab, c)
+		return
+	}
+	st.free.push(slab, c)
+	if st.free.count > stripeKeep {
+		st.store.pool.give(slab, st.free.take(slab, st.free.count-poolBatch))
+	}
+}
+
+// reserve sees to it that at least n chunks are free in the stripe, from the
+// pool or by evicting its own items; false if n is large or it has too few.
+func (st *stripe) reserve(n int, now uint32) bool {
+	if st.free.count >= n {
+		return true
+	}
+	slab := st.store.slab
+	st.free.push(slab, st.store.pool.take(slab, max(n-st.free.count, poolBatch)))
+	for st.free.count < n && n <= shortChain && st.victim(0) != 0 {
+		st.stats.directReclaims++
+		st.free.push(slab, st.evict(0, now))
+	}
+	return st.free.count >= n
+}
+
+// evict unlinks the item at the old end of the cold list, or a dead one that is
+// nearly as old, and returns its chunks. There must be an item besides the one
+// that is not to be evicted.
+func (st *stripe) evict(but, now uint32) chain {
+	slab := st.store.slab
+	victim := st.victim(but)
+	for i, n := victim, 0; i != 0 && n < tailSearch; n++ {
+		it := slab.header(i)
+		if st.dead(it, now) && i != but {
+			victim = i
+			break
+		}
+		i = it.newer
+	}
+	it := slab.header(victim)
+	if st.dead(it, now) {
+		st.stats.reclaimed++
+		if it.heat == unread {
+			st.stats.expiredUnfetched++
+		}
+	} else {
+		st.stats.evictions++
+		st.stats.evictedAge = now - min(it.accessed, now)
+		if it.expires != 0 {
+			st.stats.evictedNonzero++
+		}
+		switch it.heat {
+		case unread:
+			st.stats.evictedUnfetched++
+		case active:
+			st.stats.evictedActive++
+		}
+	}
+	st.unlink(victim)
+	return slab.chainOf(victim)
+}
+
+// gather collects n chunks from the pool and from all stripes in turn, evicting
+// a few items of each, so that room for a large item is made where the old
+// items are. No stripe may be locked by the caller.
+func (s *Store) gather(n int, start *stripe, now uint32) (chain, bool) {
+	const evictions = 4 // of a stripe before the next one's turn
+	got := s.pool.take(s.slab, n)
+	for progress := true; progress && got.count < n; {
+		progress = false
+		for i := range s.stripes {
+			st := &s.stripes[(start.index+i)%len(s.stripes)]
+			st.lock(now)
+			for e := 0; e < evictions && got.count+st.free.count < n && st.victim(0) != 0; e++ {
+				st.stats.directReclaims++
+				st.free.push(s.slab, st.evict(0, now))
+			}
+			if part := st.free.take(s.slab, n-got.count); part.count > 0 {
+				got.push(s.slab, part)
+				progress = true
+			}
+			st.release(chain{}) // an evicted item may have left more than a stripe keeps
+			st.mu.Unlock()
+			if got.count == n {
+				break
+			}
+		}
+	}
+	if got.count < n {
+		s.pool.give(s.slab, got)
+		return chain{}, false
+	}
+	return got, true
+}
