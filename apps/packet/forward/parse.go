@@ -1,0 +1,248 @@
+package forward
+
+import (
+	"math/bits"
+
+	"github.com/pollux-net/pollux/driver"
+)
+
+// meta is what the headers of a frame say.
+type meta struct {
+	source, destination address
+	// rest is the key's remainder: ports, protocol, input, fragment.
+	rest     uint64
+	hash     uint64
+	length   uint16 // of the packet in bytes
+	l4       uint16 // where its transport header begins in the packet
+	kind     kind
+	cause    Cause // with drop
+	protocol uint8
+	fragment fragment
+	// ports are known: the first numbers of TCP, UDP and SCTP, and of ICMP echo
+	// the identifier where its side's port would be.
+	ports        bool
+	icmpType     uint8
+	from, toward uint16
+	// hop of the destination in the forwarding table; notYet if nobody looked.
+	hop uint32
+}
+
+const notYet = 1<<32 - 1
+
+func (m *meta) key4() key4 { return key4{m.source.low<<32 | m.destination.low&0xffffffff, m.rest} }
+func (m *meta) key6() key6 { return key6{m.source, m.destination, m.rest} }
+
+type kind uint8
+
+const (
+	drop kind = iota
+	packet4
+	packet6
+	arp
+	discovery // IPv6 neighbour discovery
+)
+
+type fragment uint8
+
+const (
+	whole fragment = iota
+	head
+	tail
+)
+
+// mac48 is an Ethernet address as a number.
+func mac48(b []byte) uint64 { return uint64(be.Uint32(b))<<16 | uint64(be.Uint16(b[4:])) }
+
+// parse reads the headers of a frame that came in by a port.
+func (s *Shard) parse(f *driver.Frame, in *port, m *meta) {
+	b := f.Data
+	m.kind, m.hop = drop, notYet
+	if len(b) < ethernet+ip4 {
+		m.cause = Short
+		return
+	}
+	to := mac48(b)
+	group := to>>40&1 != 0
+	if to != in.mac && !group {
+		m.cause = OtherHost
+		return
+	}
+	switch be.Uint16(b[12:]) {
+	case typeIPv4:
+		if group {
+			m.cause = Multicast
+			return
+		}
+		s.parse4(f, in, m)
+	case typeIPv6:
+		s.parse6(f, in, m, group)
+	case typeARP:
+		m.kind = arp
+	default:
+		m.cause = EtherType
+	}
+}
+
+func (s *Shard) parse4(f *driver.Frame, in *port, m *meta) {
+	b := f.Data[ethernet:]
+	size := int(b[0]&15) * 4
+	total := int(be.Uint16(b[2:]))
+	m.cause = Malformed
+	if b[0]>>4 != 4 || size < ip4 || total < size || total > len(b) {
+		return
+	}
+	if f.Flags&driver.ChecksumValid == 0 || size != ip4 {
+		if size == ip4 {
+			x := uint64(be.Uint32(b)) + uint64(be.Uint32(b[4:])) + uint64(be.Uint32(b[8:])) + uint64(be.Uint32(b[12:])) + uint64(be.Uint32(b[16:]))
+			if fold(x) != 0xffff {
+				m.cause = Checksum
+				return
+			}
+		} else if fold(sum(b[:size], 0)) != 0xffff {
+			m.cause = Checksum
+			return
+		} else if sourceRouted(b[ip4:size]) {
+			m.cause = SourceRoute
+			return
+		}
+	}
+	m.length, m.l4, m.protocol = uint16(total), uint16(size), b[9]
+	m.source, m.destination = address4(be.Uint32(b[12:])), address4(be.Uint32(b[16:]))
+	m.fragment, m.ports, m.from, m.toward, m.icmpType = whole, false, 0, 0, 0
+	if part := be.Uint16(b[6:]) & 0x3fff; part != 0 {
+		m.fragment = head
+		if part&0x1fff != 0 {
+			m.fragment = tail
+		}
+	}
+	if m.fragment != tail {
+		m.transport(b[size:total])
+	}
+	m.kind = packet4
+	m.finish(in)
+	m.hash = s.mix(m.key4().addresses, m.rest)
+}
+
+// sourceRouted finds a loose or strict source route among options, and whatever
+// is too broken to tell.
+func sourceRouted(o []byte) bool {
+	for len(o) > 0 {
+		switch o[0] {
+		case 0:
+			return false
+		case 1:
+			o = o[1:]
+		case 131, 137:
+			return true
+		default:
+			if len(o) < 2 || o[1] < 2 || int(o[1]) > len(o) {
+				return true
+			}
+			o = o[o[1]:]
+		}
+	}
+	return false
+}
+
+func (s *Shard) parse6(f *driver.Frame, in *port, m *meta, group bool) {
+	b := f.Data[ethernet:]
+	m.cause = Malformed
+	if len(b) < ip6 || b[0]>>4 != 6 {
+		return
+	}
+	total := ip6 + int(be.Uint16(b[4:]))
+	if total > len(b) || total > 0xffff {
+		return
+	}
+	m.source, m.destination = address6(b[8:]), address6(b[24:])
+	m.fragment, m.ports, m.from, m.toward, m.icmpType = whole, false, 0, 0, 0
+	next, at := b[6], ip6
+	// Extension headers are looked through for the ports only, a few of them.
+	for range 8 {
+		switch next {
+		case 0, 43, 60: // hop-by-hop, routing, destination options
+			if at+8 > total {
+				return
+			}
+			next, at = b[at], at+8+8*int(b[at+1])
+			if at > total {
+				return
+			}
+			continue
+		case 44:
+			if at+8 > total {
+				return
+			}
+			if part := be.Uint16(b[at+2:]); part&0xfff8 != 0 {
+				m.fragment = tail
+			} else if part&1 != 0 && m.fragment == whole {
+				m.fragment = head
+			}
+			next, at = b[at], at+8
+			if m.fragment == tail {
+				break
+			}
+			continue
+		}
+		break
+	}
+	m.length, m.l4, m.protocol = uint16(total), uint16(at), next
+	if m.fragment != tail {
+		m.transport(b[at:total])
+	}
+	m.kind = packet6
+	if m.protocol == protocolICMP6 && at == ip6 && m.icmpType >= 133 && m.icmpType <= 137 && b[7] == 255 {
+		m.kind = discovery
+	} else if group {
+		m.kind, m.cause = drop, Multicast
+		return
+	}
+	m.finish(in)
+	m.hash = s.mix(s.mix(m.source.high, m.source.low)^m.destination.high, m.destination.low^s.mix(m.rest, 1))
+}
+
+// transport reads the ports.
+func (m *meta) transport(b []byte) {
+	switch m.protocol {
+	case protocolTCP:
+		if len(b) < 20 {
+			return
+		}
+	case protocolUDP, protocolSCTP:
+		if len(b) < 8 {
+			return
+		}
+	case protocolICMP:
+		if len(b) < 8 {
+			return
+		}
+		m.icmpType = b[0]
+		switch b[0] {
+		case 8:
+			m.from, m.ports = be.Uint16(b[4:]), true
+		case 0:
+			m.toward, m.ports = be.Uint16(b[4:]), true
+		}
+		return
+	case protocolICMP6:
+		if len(b) >= 8 {
+			m.icmpType = b[0]
+		}
+		return
+	default:
+		return
+	}
+	m.from, m.toward, m.ports = be.Uint16(b), be.Uint16(b[2:]), true
+}
+
+// finish makes the rest of the key.
+func (m *meta) finish(in *port) {
+	m.rest = uint64(m.from)<<48 | uint64(m.toward)<<32 | uint64(m.protocol)<<24 | uint64(m.icmpType)<<16 | uint64(in.index)<<8 | uint64(m.fragment)<<1 | 1
+}
+
+// mix is a hash of two numbers that nobody outside can foresee.
+func (s *Shard) mix(a, b uint64) uint64 {
+	high, low := bits.Mul64(a^s.seed[0], b^s.seed[1])
+	high, low = bits.Mul64(high^low^s.seed[1], 0xd6e8feb86659fd93)
+	return high ^ low
+}
