@@ -1,0 +1,359 @@
+// Package measure says what a server costs while it is under load, and what it
+// proves about how packets reached it: CPU time of its threads, of interrupts
+// and of receive work on its core (by bpf/observe), its own account of polls in
+// vain, system calls, hardware counters where there are any, and the price of
+// being idle. It attaches only for as long as it measures.
+package measure
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/pollux-net/pollux/bpf/observe"
+	"github.com/pollux-net/pollux/compare/result"
+	"github.com/pollux-net/pollux/runtime/kernel/napi"
+)
+
+// Target is the server to be measured. Everything that it does must be on Core.
+type Target struct {
+	PID  int
+	Core int
+	// Device is the network device that requests come through, in the server's
+	// network namespace.
+	Device string
+	// In runs a function on a thread in the server's network namespace.
+	In func(func() error) error
+	// Metrics is the address at which the server tells what its loops counted, in
+	// its network namespace; empty if it does not.
+	Metrics string
+	// Requests tells how many requests were answered so far, and when that was
+	// by a clock of its own.
+	Requests func() (n uint64, at time.Duration, err error)
+}
+
+// Loops is what the loops of our own servers count, all shards together. See
+// the Counters of runtime/user and runtime/kernel.
+type Loops struct {
+	Mode                               string
+	Iterations, EmptyPolls, Sleeps     float64
+	Busy, Slept                        time.Duration
+	Waits, EmptyWaits, Blocking, Calls float64 // of the kernel path
+	Kernel                             bool
+}
+
+// A Sample is what happened between Start and End.
+type Sample struct {
+	Elapsed time.Duration
+	// PerSecond is how many requests the server answered.
+	PerSecond float64
+	// CPU is the server's: its threads, its receive work, interrupts and
+	// softirqs on its core. Empty is the part of it that went into polls that
+	// found nothing, as far as the loop tells.
+	CPU, Empty time.Duration
+	// Foreign is what threads of others took of the server's core.
+	Foreign time.Duration
+	// Elsewhere is the part of CPU that was not on the server's core.
+	Elsewhere time.Duration
+
+	Interrupts, Softirqs, Switches, Interruptions uint64
+	Interrupted                                   time.Duration
+	// Polls of the device by softirq or its thread, and by busy polling.
+	Polls, BusyPolls observe.Polls
+	// BusyPollPackets is the namespace's BusyPollRxPackets.
+	BusyPollPackets uint64
+	Loops           *Loops
+	Counters        *Counters
+	// NAPI is the device's settings as they were in force, and Threads the
+	// processors of its receive threads.
+	NAPI    []napi.NAPI
+	Threads [][]int
+}
+
+// Observation is one that is going on.
+type Observation struct {
+	target   Target
+	observer *observe.Observer
+	counters *counters
+	before   mark
+	napis    []napi.NAPI
+	cores    [][]int // of the NAPIs' threads
+	threads  []int   // of the server
+}
+
+// mark is everything at a moment.
+type mark struct {
+	at       time.Time
+	snapshot observe.Snapshot
+	requests uint64
+	asked    time.Duration // when requests was, by its own clock
+	busyPoll uint64
+	loops    *Loops
+	counters Counters
+}
+
+// Start attaches and begins.
+func Start(t Target) (_ *Observation, err error) {
+	o := &Observation{target: t}
+	err = t.In(func() error {
+		o.napis, err = devices(t.Device)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("measure: %w", err)
+	}
+	if o.threads, err = tasks(t.PID); err != nil {
+		return nil, fmt.Errorf("measure: %w", err)
+	}
+	cpus := []int{t.Core}
+	var receivers []int
+	for _, n := range o.napis {
+		var cores []int
+		if n.Thread > 0 {
+			if cores, err = napi.ThreadCores(n.Thread); err != nil {
+				return nil, fmt.Errorf("measure: %w", err)
+			}
+			receivers = append(receivers, n.Thread)
+			cpus = append(cpus, cores...)
+		}
+		o.cores = append(o.cores, cores)
+	}
+	slices.Sort(cpus)
+	// More threads than can be followed idle along, as Go's do; what they use
+	// counts as foreign.
+	if most := observe.MaxThreads - len(receivers); len(o.threads) > most {
+		o.threads = o.threads[:max(0, most)]
+	}
+	o.observer, err = observe.Start(observe.Config{Threads: slices.Concat(o.threads, receivers), CPUs: slices.Compact(cpus)})
+	if err != nil {
+		return nil, fmt.Errorf("measure: %w", err)
+	}
+	o.counters, _ = openCounters(t.Core) // see Hardware for why not
+	if o.before, err = o.mark(); err != nil {
+		return nil, errors.Join(fmt.Errorf("measure: %w", err), o.close())
+	}
+	return o, nil
+}
+
+// End takes the second reading and detaches.
+func (o *Observation) End() (Sample, error) {
+	after, err := o.mark()
+	if e := o.close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		return Sample{}, fmt.Errorf("measure: %w", err)
+	}
+	s := Sample{
+		Elapsed:         after.at.Sub(o.before.at),
+		BusyPollPackets: after.busyPoll - o.before.busyPoll, NAPI: o.napis, Threads: o.cores,
+	}
+	if o.before.loops != nil && after.loops != nil {
+		l := after.loops.sub(*o.before.loops)
+		s.Loops = &l
+	}
+	if o.counters != nil {
+		s.Counters = &Counters{after.counters.Cycles - o.before.counters.Cycles, after.counters.Instructions - o.before.counters.Instructions}
+	}
+	if span := (after.asked - o.before.asked).Seconds(); span > 0 {
+		s.PerSecond = float64(after.requests-o.before.requests) / span
+	}
+	o.account(&s, after.snapshot.Sub(o.before.snapshot))
+	return s, nil
+}
+
+func (o *Observation) close() error {
+	o.counters.close()
+	return o.observer.Close()
+}
+
+// mark reads everything, what takes longest to ask for first.
+func (o *Observation) mark() (m mark, err error) {
+	err = o.target.In(func() error {
+		if o.target.Metrics != "" {
+			l, err := AskLoops(o.target.Metrics)
+			if err != nil {
+				return err
+			}
+			m.loops = &l
+		}
+		m.busyPoll, err = busyPollPackets("/proc/thread-self/net/netstat")
+		return err
+	})
+	if err != nil {
+		return m, err
+	}
+	if o.counters != nil {
+		if m.counters, err = o.counters.read(); err != nil {
+			return m, err
+		}
+	}
+	if o.target.Requests != nil {
+		if m.requests, m.asked, err = o.target.Requests(); err != nil {
+			return m, err
+		}
+	}
+	m.at = time.Now()
+	m.snapshot, err = o.observer.Read()
+	return m, err
+}
+
+// account shares the processors' time out.
+func (o *Observation) account(s *Sample, d observe.Snapshot) {
+	core := observe.CPU{}
+	for _, c := range d.CPUs {
+		if c.ID == o.target.Core {
+			core = c
+		}
+	}
+	own, running := time.Duration(0), time.Duration(0)
+	for i, t := range d.Threads {
+		switch {
+		case i < len(o.threads):
+			own += t.Running
+			running += t.Running + t.Own.Time
+			interrupted := t.Interrupted()
+			s.Interruptions += interrupted.Count + t.Preempted.Count
+			s.Interrupted += interrupted.Time + t.Preempted.Time
+		case o.receivesHere(t.ID):
+			own += t.Running
+		default:
+			s.Elsewhere += t.Running + t.HardIRQ.Time + t.Deferred.Time + t.Own.Time
+		}
+	}
+	own = min(own, core.Thread)
+	s.Foreign = core.Thread - own
+	s.CPU = core.Busy() - s.Foreign + s.Elsewhere
+	if s.Loops != nil && !s.Loops.Kernel {
+		// What is neither busy nor asleep looked in vain. The loop's account is
+		// in wall time: what others took of the core is in both parts alike.
+		if awake := s.Elapsed - s.Loops.Slept; awake > 0 {
+			vain := min(1, max(0, 1-float64(s.Loops.Busy)/float64(awake)))
+			s.Empty = time.Duration(vain * float64(min(running, s.CPU)))
+		}
+	}
+	for _, i := range core.Interrupts {
+		s.Interrupts += i.Count
+	}
+	for _, q := range core.SoftIRQs {
+		s.Softirqs += q.Count
+	}
+	s.Switches = core.Switches
+	for _, p := range d.Polls {
+		if !slices.ContainsFunc(o.napis, func(n napi.NAPI) bool { return n.ID == p.NAPI }) {
+			continue
+		}
+		to := &s.Polls
+		if p.Poller == observe.PollBusy {
+			to = &s.BusyPolls
+		}
+		to.Budget = p.Budget
+		to.Count += p.Count
+		to.Empty += p.Empty
+		to.Full += p.Full
+		to.Packets += p.Packets
+	}
+}
+
+// receivesHere says whether a receive thread is on the server's core.
+func (o *Observation) receivesHere(thread int) bool {
+	for i, n := range o.napis {
+		if n.Thread == thread {
+			return slices.Contains(o.cores[i], o.target.Core)
+		}
+	}
+	return false
+}
+
+// Requests is how many were answered between Start and End.
+func (s Sample) Requests() float64 { return s.PerSecond * s.Elapsed.Seconds() }
+
+// Cost is the sample's, per request. With requests 0 it is empty.
+func (s Sample) Cost(requests float64) result.Cost {
+	if requests <= 0 {
+		return result.Cost{}
+	}
+	c := result.Cost{
+		CPU:             float64(s.CPU-s.Empty) / requests,
+		EmptyPolls:      float64(s.Empty) / requests,
+		Interrupts:      float64(s.Interrupts) / requests,
+		Softirqs:        float64(s.Softirqs) / requests,
+		NAPIPolls:       float64(s.Polls.Count+s.BusyPolls.Count) / requests,
+		ContextSwitches: float64(s.Switches) / requests,
+		Interruptions:   float64(s.Interruptions) / requests,
+		Interrupted:     float64(s.Interrupted) / requests,
+	}
+	if polls := s.Polls.Count + s.BusyPolls.Count; polls > 0 {
+		c.PacketsPerPoll = float64(s.Polls.Packets+s.BusyPolls.Packets) / float64(polls)
+	}
+	if s.Counters != nil {
+		cycles, instructions := float64(s.Counters.Cycles)/requests, float64(s.Counters.Instructions)/requests
+		c.Cycles, c.Instructions = &cycles, &instructions
+	}
+	return c
+}
+
+// Busy is the share of one core that the server used, without polls in vain.
+func (s Sample) Busy() float64 { return s.share(s.CPU - s.Empty) }
+
+// ForeignShare is the share of the server's core that others used.
+func (s Sample) ForeignShare() float64 { return s.share(s.Foreign) }
+
+func (s Sample) share(d time.Duration) float64 {
+	if s.Elapsed <= 0 {
+		return 0
+	}
+	return float64(d) / float64(s.Elapsed)
+}
+
+// devices lists the NAPI instances of a device; none where there is no device
+// of the kernel's (a PCI device, say), or it has no use for them.
+func devices(name string) ([]napi.NAPI, error) {
+	if name == "" {
+		return nil, nil
+	}
+	c, err := napi.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	d, err := c.Device(name)
+	if errors.Is(err, napi.ErrGone) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c.NAPIs(d)
+}
+
+// tasks lists a process's threads.
+func tasks(pid int) ([]int, error) {
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return nil, fmt.Errorf("list the server's threads: %w", err)
+	}
+	var list []int
+	for _, e := range entries {
+		if id, err := strconv.Atoi(e.Name()); err == nil {
+			list = append(list, id)
+		}
+	}
+	return list, nil
+}
+
+func (l Loops) sub(e Loops) Loops {
+	l.Iterations -= e.Iterations
+	l.EmptyPolls -= e.EmptyPolls
+	l.Sleeps -= e.Sleeps
+	l.Busy -= e.Busy
+	l.Slept -= e.Slept
+	l.Waits -= e.Waits
+	l.EmptyWaits -= e.EmptyWaits
+	l.Blocking -= e.Blocking
+	l.Calls -= e.Calls
+	return l
+}
