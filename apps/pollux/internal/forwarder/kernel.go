@@ -1,0 +1,144 @@
+package forwarder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/pollux-net/pollux/apps/packet/rules"
+	"github.com/pollux-net/pollux/apps/pollux/internal/metrics"
+	twin "github.com/pollux-net/pollux/bpf/forward"
+	"github.com/pollux-net/pollux/runtime"
+)
+
+// Kernel forwards on the kernel path, by the twin in XDP, until the context ends
+// or a signal asks to stop.
+func Kernel(ctx context.Context, c Config) (err error) {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
+	defer signal.Stop(reload)
+
+	var interfaces []int
+	for _, name := range c.Devices {
+		i, err := net.InterfaceByName(name)
+		if err != nil {
+			return fmt.Errorf("--device %s: %w (the kernel path needs network devices of the kernel)", name, err)
+		}
+		interfaces = append(interfaces, i.Index)
+	}
+	f, err := twin.Load(twin.Config{Interfaces: interfaces})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	load := func() error { return loadKernelRules(f, c.Rules, c.Devices, interfaces) }
+	if err := load(); err != nil {
+		return err
+	}
+	if c.Metrics != "" {
+		answers, err := metrics.Listen(c.Metrics)
+		if err != nil {
+			return err
+		}
+		defer answers.Close()
+		if err := answers.Register(&twinCollector{f}); err != nil {
+			return err
+		}
+		go answers.Serve()
+		slog.Info("metrics", "url", fmt.Sprintf("http://%v/metrics", answers.Addr()))
+	}
+	slog.Info("forwarding", "path", runtime.Kernel, "devices", c.Devices)
+	var last twin.Counters
+	at := time.Now()
+	return watch(ctx, stop, reload, c.Interval, nil, load, func() error {
+		now, err := f.Counters()
+		if err != nil {
+			return err
+		}
+		line, elapsed := "", time.Since(at).Seconds()
+		for _, cause := range twin.Causes() {
+			if n := now[cause].Frames - last[cause].Frames; n > 0 {
+				line += fmt.Sprintf(" %s %s/s", cause, rate(n, elapsed))
+			}
+		}
+		if line == "" {
+			line = " no frames"
+		}
+		last, at = now, time.Now()
+		_, err = io.WriteString(c.Output, line[1:]+"\n")
+		return err
+	})
+}
+
+// loadKernelRules reads a file for the twin, which knows access rules only.
+func loadKernelRules(f *twin.Forwarder, file string, names []string, interfaces []int) error {
+	if file == "" {
+		return nil
+	}
+	r, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("read the rules: %w", err)
+	}
+	defer r.Close()
+	set, err := rules.Parse(r, file, names)
+	if err != nil {
+		return fmt.Errorf("the rules stay as they were:\n%w", err)
+	}
+	if len(set.NAT) > 0 {
+		return fmt.Errorf("%s:%d: the kernel path does not translate: use --path user", file, set.NAT[0].Line)
+	}
+	for port := range set.Rates {
+		return fmt.Errorf("%s: the rate of %s: the kernel path has no rates: use --path user", file, port)
+	}
+	index := func(name string) int {
+		for i, n := range names {
+			if n == name {
+				return interfaces[i]
+			}
+		}
+		return 0
+	}
+	var list []twin.Rule
+	for _, r := range set.Rules {
+		list = append(list, twin.Rule{
+			Deny: r.Deny, In: index(r.In), Out: index(r.Out), Protocol: r.Protocol, From: r.From, To: r.To,
+			FromPorts: (*twin.Ports)(r.FromPorts), ToPorts: (*twin.Ports)(r.ToPorts),
+		})
+	}
+	return f.SetRules(list, set.Deny)
+}
+
+// twinCollector shows what the twin counts.
+type twinCollector struct{ twin *twin.Forwarder }
+
+var (
+	framesDesc = prometheus.NewDesc("pollux_packet_twin_frames_total", "Frames, by what became of them.", []string{"cause"}, nil)
+	bytesDesc  = prometheus.NewDesc("pollux_packet_twin_bytes_total", "Bytes, by what became of the frames.", []string{"cause"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c *twinCollector) Describe(out chan<- *prometheus.Desc) { out <- framesDesc; out <- bytesDesc }
+
+// Collect implements prometheus.Collector.
+func (c *twinCollector) Collect(out chan<- prometheus.Metric) {
+	counters, err := c.twin.Counters()
+	if err != nil {
+		slog.Warn("metrics: no counters from the twin", "error", err)
+		return
+	}
+	for _, cause := range twin.Causes() {
+		out <- prometheus.MustNewConstMetric(framesDesc, prometheus.CounterValue, float64(counters[cause].Frames), cause.String())
+		out <- prometheus.MustNewConstMetric(bytesDesc, prometheus.CounterValue, float64(counters[cause].Bytes), cause.String())
+	}
+}
