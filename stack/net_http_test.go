@@ -16,7 +16,7 @@ import (
 
 func TestHTTPServesManyClients(t *testing.T) {
 	eachDispatch(t, func(t *testing.T, left, right *looper) {
-		const clients, size = 50, 1 << 20
+		const clients, size = 20, 1 << 20
 		l, address := listen(t, right, "tcp")
 		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			body, err := io.ReadAll(r.Body)
