@@ -23,6 +23,7 @@ type loop struct {
 	mode    atomic.Pointer[runtime.Mode]
 	ending  atomic.Bool
 	counts  Loop
+	meter   wait.Meter
 }
 
 // Loop counts what a loop did since it started.
@@ -94,36 +95,29 @@ func (l *loop) start(cpu int, ready chan<- error) {
 	l.service.running.Done()
 }
 
-// Polls between two looks at the clock while there is no work.
-const pollsPerLook = 32
-
 // run is the loop: it steps the shard until it is told to end.
 func (l *loop) run() error {
 	s := l.shard
 	now := l.now()
-	busy, busySince, idleSince := true, now, now
+	l.meter = wait.NewMeter(now)
 	mode := l.mode.Load()
 	// Whoever changes what this looks at calls Wake afterwards.
 	idle := func() bool { return s.Idle() && !l.ending.Load() && l.mode.Load() == mode }
-	for look := 0; !l.ending.Load(); look++ {
-		if busy || look%pollsPerLook == 0 {
+	for !l.ending.Load() {
+		if l.meter.Due() {
 			now = l.now()
+			l.meter.Look(now)
 		}
 		n := s.Step(now)
 		l.counts.Iterations++
 		if n > 0 {
-			if !busy {
-				busy, busySince = true, now
+			if l.meter.Worked() {
 				l.sleeper.Worked()
 			}
 			continue
 		}
 		l.counts.EmptyPolls++
-		if busy {
-			now = l.now()
-			l.counts.Busy += now - busySince
-			busy, idleSince, look = false, now, 0
-		}
+		l.meter.Vain()
 		if !s.Idle() {
 			continue // a device is full: try again
 		}
@@ -132,7 +126,7 @@ func (l *loop) run() error {
 		case runtime.Poll:
 			continue
 		case runtime.Adaptive:
-			if now-idleSince < l.sleeper.Budget() {
+			if l.meter.Idle() < l.sleeper.Budget() {
 				continue
 			}
 		}
@@ -142,7 +136,8 @@ func (l *loop) run() error {
 		}
 		after := l.now()
 		l.slept(cause, after-now)
-		now, idleSince, look = after, after, -1
+		l.meter.Slept(after)
+		now = after
 	}
 	return nil
 }
@@ -167,7 +162,9 @@ func (l *loop) slept(cause wait.Cause, d time.Duration) {
 }
 
 func (l *loop) statistics() Statistics {
-	s := Statistics{Statistics: l.shard.Statistics(), Loop: l.counts, Elapsed: l.now(), Mode: *l.mode.Load(), Spin: l.sleeper.Budget()}
+	now := l.now()
+	l.counts.Busy = l.meter.Busy(now)
+	s := Statistics{Statistics: l.shard.Statistics(), Loop: l.counts, Elapsed: now, Mode: *l.mode.Load(), Spin: l.sleeper.Budget()}
 	for _, q := range l.queues {
 		s.Queues = append(s.Queues, q.Statistics())
 	}

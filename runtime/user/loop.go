@@ -36,12 +36,9 @@ type loop struct {
 	tickers   []polluxruntime.Ticker
 	datagram  []byte // the one that is handled
 	counters  Counters
+	meter     wait.Meter
 	lastTick  time.Duration
 }
-
-// Polls between two looks at the clock while there is no work: a look costs as
-// much as an empty poll of a fast driver.
-const pollsPerLook = 32
 
 // tickInterval is how often Config.Tick is called while the loop is awake.
 const tickInterval = 100 * time.Millisecond
@@ -54,10 +51,11 @@ func (l *loop) run() error {
 	s := l.stack
 	now := l.now()
 	l.tick(now)
-	busy, busySince, idleSince := true, now, now
-	for look := 0; ; look++ {
-		if busy || look%pollsPerLook == 0 {
+	l.meter = wait.NewMeter(now)
+	for {
+		if l.meter.Due() {
 			now = l.now()
+			l.meter.Look(now)
 			s.Advance(now)
 			if now-l.lastTick >= tickInterval {
 				l.tick(now)
@@ -67,18 +65,13 @@ func (l *loop) run() error {
 			}
 		}
 		if l.iterate() > 0 {
-			if !busy {
-				busy, busySince = true, now
+			if l.meter.Worked() {
 				l.sleeper.Worked()
 			}
 			continue
 		}
 		l.counters.EmptyPolls++
-		if busy {
-			now = l.now()
-			l.counters.Busy += now - busySince
-			busy, idleSince, look = false, now, 0
-		}
+		l.meter.Vain()
 		if !s.Idle() {
 			continue // the device's ring is full: try again
 		}
@@ -86,11 +79,9 @@ func (l *loop) run() error {
 		case polluxruntime.Poll:
 		case polluxruntime.Interrupt:
 			now = l.sleep(now)
-			look = -1
 		case polluxruntime.Adaptive:
-			if now-idleSince >= l.sleeper.Budget() {
+			if l.meter.Idle() >= l.sleeper.Budget() {
 				now = l.sleep(now)
-				idleSince, look = now, -1
 			}
 		}
 	}
@@ -119,6 +110,7 @@ func (l *loop) sleep(now time.Duration) time.Duration {
 	}
 	cause, err := l.sleeper.Sleep(until-now, l.stack.Idle)
 	after := l.now()
+	l.meter.Slept(after)
 	switch cause {
 	case wait.NotSlept:
 		l.counters.SleepsRefused++

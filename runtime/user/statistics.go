@@ -43,9 +43,11 @@ type Statistics struct {
 }
 
 func (l *loop) statistics() Statistics {
+	now, counters := l.now(), l.counters
+	counters.Busy = l.meter.Busy(now)
 	return Statistics{
-		Shard: l.shard, Elapsed: l.now(), Mode: *l.mode.Load(), Connections: l.conns, Spin: l.sleeper.Budget(),
-		Counters: l.counters, Queue: l.queue.Statistics(), Stack: l.stack.Statistics(),
+		Shard: l.shard, Elapsed: now, Mode: *l.mode.Load(), Connections: l.conns, Spin: l.sleeper.Budget(),
+		Counters: counters, Queue: l.queue.Statistics(), Stack: l.stack.Statistics(),
 	}
 }
 

@@ -1,7 +1,7 @@
 // Package wait lets a loop sleep until a frame arrives on one of its queues,
 // another goroutine wakes it, or time is up, and learns how long polling before
 // that is worth its while. It is how every loop of the user path waits, in the
-// interrupt and the adaptive mode.
+// interrupt and the adaptive mode, and how it tells work from waiting.
 package wait
 
 import (
