@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Job is what an agent is asked to do: the part of a Config that describes the
@@ -43,7 +45,7 @@ func (j Job) config(base Config) Config {
 }
 
 // agentVersion changes with the meaning of the messages.
-const agentVersion = 1
+const agentVersion = 2
 
 // longestOrder is how many bytes an order may have, whoever sends it.
 const longestOrder = 64 << 10
@@ -73,6 +75,8 @@ type Hello struct {
 	Engine  Engine `json:"engine"`
 	Threads int    `json:"threads"`
 	Cores   []int  `json:"cores,omitempty"`
+	// Nice is the agent's nice value, as the kernel has it.
+	Nice int `json:"nice"`
 }
 
 // Progress is how many replies a running load has had, its warm-up included, by
@@ -90,6 +94,10 @@ func Serve(ctx context.Context, conn io.ReadWriter, base Config) error {
 	defer cancel()
 	a := &agent{base: base, began: time.Now(), out: json.NewEncoder(conn)}
 	hello := Hello{Version: agentVersion, Server: base.Address, Engine: base.Engine, Threads: max(1, base.Threads), Cores: base.Cores}
+	// The system call's value counts from 20 down.
+	if priority, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil {
+		hello.Nice = 20 - priority
+	}
 	if err := a.say(answer{Hello: &hello}); err != nil {
 		return err
 	}

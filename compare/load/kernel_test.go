@@ -371,6 +371,31 @@ func TestWarmUpIsNotCounted(t *testing.T) {
 	}
 }
 
+// A server that is overloaded answers what was due in the warm-up while it is
+// measured, and does not answer less for that.
+func TestABacklogOfTheWarmUpIsThroughputAndNotLatency(t *testing.T) {
+	const delay, connections = 2 * time.Millisecond, 4
+	slow := &liar{delay: delay}
+	address := slow.serve(t)
+	// Four connections get 2,000 replies a second at most, and 8,000 are offered.
+	r, err := Run(t.Context(), Config{Address: address, Workload: Get, Connections: connections, Keys: 4, Rate: 8000,
+		Warmup: 600 * time.Millisecond, Duration: 500 * time.Millisecond})
+	if err != nil || !r.Valid {
+		t.Fatal(err, r)
+	}
+	// Each connection waits for at least the delay between two replies.
+	most := connections * float64(time.Second/delay)
+	if r.PerSecond > 1.05*most || r.PerSecond < most/4 {
+		t.Errorf("%.0f replies a second of a server that gives at most %.0f", r.PerSecond, most)
+	}
+	if r.Measured != 500*time.Millisecond {
+		t.Errorf("measured for %v", r.Measured)
+	}
+	if r.Requests >= r.Replies || r.Unsent == 0 || r.OnSchedule {
+		t.Errorf("%d of %d replies were to what was due in the measured time, %d of which was not sent", r.Requests, r.Replies, r.Unsent)
+	}
+}
+
 func TestResultsMerge(t *testing.T) {
 	address := memcached(t)
 	var results []Result
@@ -388,6 +413,9 @@ func TestResultsMerge(t *testing.T) {
 	h, err := sum.Latencies()
 	if err != nil || sum.Requests != 6000 || h.TotalCount() != 6000 || sum.Connections != 48 || sum.Client.Threads != 3 || !sum.Valid {
 		t.Errorf("%v\n%v", err, sum)
+	}
+	if sum.Replies != results[0].Replies+results[1].Replies+results[2].Replies || sum.PerSecond <= 0 {
+		t.Errorf("%d replies, %.0f/s", sum.Replies, sum.PerSecond)
 	}
 	longest := max(results[0].Latency.Max, results[1].Latency.Max, results[2].Latency.Max)
 	if sum.Latency.Max != longest {

@@ -29,7 +29,12 @@ type Result struct {
 	Arrivals string  `json:"arrivals,omitempty"`
 	// Elapsed is how long it took, without storing the keys and warming up.
 	Elapsed time.Duration `json:"elapsed_ns"`
-	// Requests were answered: Gets and Sets; Misses and Wrong are among Gets.
+	// Replies came within the measured time, whenever their requests were due;
+	// Measured is how long that was: without what came after its end.
+	Replies  uint64        `json:"replies"`
+	Measured time.Duration `json:"measured_ns"`
+	// Requests, due in the measured time, were answered: Gets and Sets; Misses and
+	// Wrong are among Gets.
 	Requests uint64 `json:"requests"`
 	Gets     uint64 `json:"gets"`
 	Sets     uint64 `json:"sets"`
@@ -51,7 +56,7 @@ type Result struct {
 	OnSchedule bool `json:"on_schedule,omitempty"`
 	// Reconnects counts connections beyond the first of each session.
 	Reconnects uint64 `json:"reconnects"`
-	// PerSecond is Requests by Elapsed.
+	// PerSecond is Replies by Measured.
 	PerSecond float64 `json:"requests_per_second"`
 	// Latency counts from when a request was due, Connect from the begin of a
 	// connection to its being established (not for the reference engine).
@@ -112,7 +117,7 @@ func (r Result) Err() error {
 		return fmt.Errorf("%d of %d replies of %s were wrong, the first: %s", r.Wrong, r.Requests, r.Address, r.FirstWrong)
 	case r.Errors > 0:
 		return fmt.Errorf("%d requests to %s failed, the first: %s", r.Errors, r.Address, r.FirstError)
-	case r.Requests == 0:
+	case r.Requests == 0 && r.Replies == 0:
 		return fmt.Errorf("%s answered no request", r.Address)
 	}
 	return nil
@@ -121,8 +126,8 @@ func (r Result) Err() error {
 // conclude fills in what follows from the rest.
 func (r *Result) conclude() {
 	r.Requests = r.Gets + r.Sets
-	if r.Elapsed > 0 {
-		r.PerSecond = float64(r.Requests) / r.Elapsed.Seconds()
+	if r.Measured > 0 {
+		r.PerSecond = float64(r.Replies) / r.Measured.Seconds()
 	}
 	r.Valid, r.Invalid = true, ""
 	if err := r.Err(); err != nil {
@@ -187,8 +192,8 @@ func Merge(results ...Result) (Result, error) {
 		if dropped := all.Merge(h); dropped > 0 {
 			return Result{}, fmt.Errorf("merge results of %s: %d latencies do not fit", r.Address, dropped)
 		}
-		cpu += r.Client.CPU * float64(r.Requests)
-		served += r.Requests
+		cpu += r.Client.CPU * float64(r.Replies)
+		served += r.Replies
 		if i == 0 {
 			continue
 		}
@@ -196,6 +201,8 @@ func Merge(results ...Result) (Result, error) {
 		sum.Offered += r.Offered
 		sum.OnSchedule = sum.OnSchedule && r.OnSchedule
 		sum.Elapsed = max(sum.Elapsed, r.Elapsed)
+		sum.Replies += r.Replies
+		sum.Measured = max(sum.Measured, r.Measured)
 		sum.Gets += r.Gets
 		sum.Sets += r.Sets
 		sum.Misses += r.Misses
@@ -293,6 +300,7 @@ func (p *plan) result(threads []*thread, coresBusy float64) Result {
 	r.Client = Client{Threads: len(threads), Cores: p.config.Cores, CoresBusy: coresBusy}
 	connections := uint64(0)
 	for _, t := range threads {
+		r.Replies += t.inTime
 		r.Gets += t.gets
 		r.Sets += t.sets
 		r.Misses += t.misses
@@ -318,16 +326,17 @@ func (p *plan) result(threads []*thread, coresBusy float64) Result {
 			}
 		}
 	}
-	measured := threads[0].phase.measured.Load()
+	measured, end := threads[0].phase.measured.Load(), threads[0].phase.end.Load()
 	r.Elapsed = time.Duration(max(0, last-measured)) // nothing, if it was ended in its warm-up
+	r.Measured = time.Duration(max(0, min(last, end)-measured))
 	if r.Offered > 0 {
 		r.OnSchedule = onSchedule(r.Gets+r.Sets, r.Unsent, time.Duration(due-measured), r.Elapsed)
 	}
 	r.Reconnects = connections - uint64(p.config.Connections)
 	r.setLatencies(all)
 	r.Connect = latencyOf(connects)
-	if n := r.Gets + r.Sets; n > 0 {
-		r.Client.CPU = float64(cpu) / float64(n)
+	if r.Replies > 0 {
+		r.Client.CPU = float64(cpu) / float64(r.Replies)
 	}
 	r.Client.judge()
 	r.conclude()
@@ -352,6 +361,7 @@ func (r *reference) result(elapsed time.Duration) Result {
 			all.Merge(w.recorder.histogram)
 		}
 	}
+	result.Replies, result.Measured = result.Gets+result.Sets, result.Elapsed // it has no warm-up
 	result.setLatencies(all)
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -69,6 +69,7 @@ type thread struct {
 	connects                uint64
 	firstWrong, firstError  error
 	lastReply, lastDue      int64
+	inTime                  uint64 // replies that came in the measured time
 	replies                 uint64 // that Config.Replies does not know of yet
 
 	idle   int64 // nanoseconds without anything to do, so far
@@ -286,10 +287,19 @@ const (
 	miss outcome = false
 )
 
-// count counts a request that was answered at a time.
+// count counts a request that was answered at a time. Throughput is of all replies
+// that come in the measured time: a server that has a backlog of the warm-up to
+// answer first answers no less for it. Latency is of what was due in that time.
 func (t *thread) count(r request, now int64, o outcome) {
 	t.replies++
-	if t.phase.kind != loadPhase || r.due < t.phase.measured.Load() {
+	if t.phase.kind != loadPhase {
+		return
+	}
+	measured := t.phase.measured.Load()
+	if now >= measured && now <= t.phase.end.Load() {
+		t.inTime++
+	}
+	if r.due < measured {
 		return
 	}
 	if r.set {
