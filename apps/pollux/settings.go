@@ -43,6 +43,12 @@ func addModeFlags(f *pflag.FlagSet) func(runtime.Mode) (kernel.Settings, error) 
 				take()
 			}
 		}
+		switch {
+		case f.Changed("defer-hard-irqs"), f.Changed("gro-flush-timeout"):
+			s.TimersStandIn = false // they are wanted for themselves
+		case s.TimersStandIn && s.Coalescing > 0:
+			s.GROFlushTimeout = s.Coalescing // for which they stand
+		}
 		if s.InterruptCores, err = napi.ParseCores(interruptCores); err != nil {
 			return s, fmt.Errorf("--interrupt-cores: %w", err)
 		}

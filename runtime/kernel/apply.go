@@ -174,7 +174,7 @@ func (s Settings) check(saved napi.State, napis []napi.NAPI) error {
 	if s.IRQSuspendTimeout > 0 && !perNAPI {
 		return fmt.Errorf("%w: interrupt suspension (irq_suspend_timeout of one NAPI) needs Linux 6.13", napi.ErrUnsupported)
 	}
-	if s.Coalescing > 0 && !coalesces(saved) && !s.timers() {
+	if s.Coalescing > 0 && !coalesces(saved) && !(s.TimersStandIn && s.timers()) {
 		return fmt.Errorf("%w: the device has no interrupt coalescing, and no timers are given to stand for it", napi.ErrUnsupported)
 	}
 	for _, n := range napis {
@@ -189,8 +189,7 @@ func coalesces(s napi.State) bool { return s.Coalescing != nil && s.Coalescing.R
 
 // set changes the device to the settings, and stops at the first error.
 func (s Settings) set(c *napi.Conn, old napi.State, napis []napi.NAPI, place []int) error {
-	suppressed := s.Coalescing > 0 && coalesces(old)
-	if suppressed {
+	if s.Coalescing > 0 && coalesces(old) {
 		want := napi.Coalescing{RxDelay: &s.Coalescing}
 		if old.Coalescing.AdaptiveRx != nil {
 			want.AdaptiveRx = new(bool) // or the device would go on choosing by itself
@@ -199,7 +198,7 @@ func (s Settings) set(c *napi.Conn, old napi.State, napis []napi.NAPI, place []i
 			return err
 		}
 	}
-	if s.timers() && !suppressed {
+	if s.timersOn(coalesces(old)) {
 		if err := s.setTimers(c, old, napis); err != nil {
 			return err
 		}

@@ -145,6 +145,8 @@ func TestAModeThatCannotWorkIsRefusedAndLeavesNothing(t *testing.T) {
 	before := unusual(t, veth)
 	kernelPolling := mustSettings(t, runtime.KernelPolling)
 	coalescingOnly := Settings{Coalescing: time.Millisecond}
+	coalescingToo := kernelPolling
+	coalescingToo.Coalescing = time.Millisecond
 	overlapping := Settings{PackInterrupts: true, InterruptCores: []int{0, 1}}
 	absent := Settings{PackInterrupts: true, InterruptCores: []int{4000}}
 	for _, c := range []struct {
@@ -158,6 +160,7 @@ func TestAModeThatCannotWorkIsRefusedAndLeavesNothing(t *testing.T) {
 		{"no device named", "", kernelPolling, "no device", nil},
 		{"interrupts to move where there are none", veth.Name, mustSettings(t, runtime.IRQPacking), "no interrupt", napi.ErrUnsupported},
 		{"coalescing where there is none", veth.Name, coalescingOnly, "coalescing", napi.ErrUnsupported},
+		{"coalescing besides polling where there is none", veth.Name, coalescingToo, "coalescing", napi.ErrUnsupported},
 		{"interrupts on the application's processors", veth.Name, overlapping, "processor 0", nil},
 		{"processors that are not there", veth.Name, absent, "", nil},
 		{"invalid settings", veth.Name, Settings{Budget: 65}, "64", nil},
@@ -365,6 +368,29 @@ func TestSIGKILLLeavesNothingSetInAnyMode(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestCoalescingStandsForTheTimersOnlyWhereNothingPollsOrSuspends(t *testing.T) {
+	for _, mode := range runtime.Modes(runtime.Kernel) {
+		s := mustSettings(t, mode)
+		s.Coalescing = 50 * time.Microsecond
+		if on, want := s.timersOn(true), s.timers() && mode != runtime.IRQSuppression; on != want {
+			t.Errorf("%s: timers on a device that coalesces: %v, want %v", mode, on, want)
+		}
+		if on := s.timersOn(false); on != s.timers() {
+			t.Errorf("%s: timers on a device that does not: %v, want %v", mode, on, s.timers())
+		}
+	}
+	polling := mustSettings(t, runtime.IRQSuppression)
+	polling.Budget, polling.Prefer = 64, true
+	if !polling.timersOn(true) {
+		t.Error("suppression that polls has no timers")
+	}
+	wanted := mustSettings(t, runtime.IRQSuppression)
+	wanted.TimersStandIn = false
+	if !wanted.timersOn(true) {
+		t.Error("timers that are wanted for themselves are left out")
 	}
 }
 

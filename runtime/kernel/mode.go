@@ -35,9 +35,12 @@ type Settings struct {
 	Prefer bool
 
 	// Coalescing is how long the device waits with an interrupt after the first
-	// frame (ethtool rx-usecs). Where it is set and the device has it, the
-	// timers are left alone; where the device has none, they stand for it.
+	// frame (ethtool rx-usecs).
 	Coalescing time.Duration
+	// TimersStandIn says that the timers are there only for a device that has no
+	// coalescing, and are left alone on one that has. Nothing that polls or
+	// suspends works without them: there they are set all the same.
+	TimersStandIn bool
 
 	// PackInterrupts puts the queues' interrupts, or the NAPI threads that stand
 	// for them, on InterruptCores in turn; by default all processors that are
@@ -57,7 +60,7 @@ var table = map[runtime.Mode]Settings{
 	runtime.Vanilla:    {},
 	runtime.IRQPacking: {PackInterrupts: true},
 	runtime.IRQSuppression: {
-		Coalescing:    200 * time.Microsecond,
+		Coalescing: 200 * time.Microsecond, TimersStandIn: true,
 		DeferHardIRQs: 100, GROFlushTimeout: 200 * time.Microsecond,
 	},
 	runtime.BusyPoll: {
@@ -148,6 +151,13 @@ func (s Settings) polls() bool { return s.Budget > 0 }
 
 // timers says whether there are any to be set.
 func (s Settings) timers() bool { return s.DeferHardIRQs > 0 || s.GROFlushTimeout > 0 }
+
+// timersOn says whether they are to be set on a device that coalesces, or on one
+// that does not.
+func (s Settings) timersOn(coalesces bool) bool {
+	suffices := s.TimersStandIn && coalesces && s.Coalescing > 0
+	return s.timers() && (!suffices || s.polls() || s.IRQSuspendTimeout > 0)
+}
 
 // nothing says whether there is nothing to be set at all.
 func (s Settings) nothing() bool {
