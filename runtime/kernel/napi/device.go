@@ -3,6 +3,7 @@ package napi
 import (
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -12,7 +13,8 @@ import (
 // Device is a network device in the namespace of a Conn.
 type Device struct {
 	Name string `json:"name"`
-	// Index and Address tell it from another one that has its name later.
+	// Index tells it from all others of the namespace, as long as it is there; its
+	// name and address may change.
 	Index   int    `json:"index"`
 	Address string `json:"address,omitempty"`
 }
@@ -28,6 +30,20 @@ func (c *Conn) Device(name string) (Device, error) {
 	}
 	a := link.Attrs()
 	return Device{Name: a.Name, Index: a.Index, Address: a.HardwareAddr.String()}, nil
+}
+
+// deviceOf finds one by its index, as it is called now, and says whether it is
+// up; the error is ErrGone if there is none.
+func (c *Conn) deviceOf(index int) (d Device, up bool, err error) {
+	link, err := c.route.LinkByIndex(index)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return Device{}, false, fmt.Errorf("find device %d: %w in this network namespace", index, ErrGone)
+	}
+	if err != nil {
+		return Device{}, false, fmt.Errorf("find device %d: %w", index, err)
+	}
+	a := link.Attrs()
+	return Device{Name: a.Name, Index: a.Index, Address: a.HardwareAddr.String()}, a.Flags&net.FlagUp != 0, nil
 }
 
 // Devices lists those of the namespace.

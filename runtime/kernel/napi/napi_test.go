@@ -2,6 +2,7 @@ package napi_test
 
 import (
 	"errors"
+	"net"
 	"reflect"
 	"slices"
 	"strings"
@@ -128,16 +129,9 @@ func TestNothingIsPutBackOnAnotherDeviceOfTheSameName(t *testing.T) {
 	if err := c.Set(saved.NAPIs[0].ID, napi.Settings{DeferHardIRQs: 3}); err != nil {
 		t.Fatal(err)
 	}
-	for _, other := range []napi.Device{
-		{Name: "absent", Index: d.Index, Address: d.Address},
-		{Name: d.Name, Index: d.Index + 1, Address: d.Address},
-		{Name: d.Name, Index: d.Index, Address: "02:00:00:00:00:01"},
-	} {
-		s := saved
-		s.Device = other
-		if changed, err := c.Restore(s); err != nil || len(changed) != 0 {
-			t.Errorf("%+v: %v, %v", other, changed, err)
-		}
+	saved.Device.Index++
+	if changed, err := c.Restore(saved); err != nil || len(changed) != 0 {
+		t.Errorf("%v, %v", changed, err)
 	}
 }
 
@@ -169,6 +163,60 @@ func TestDefaultsOfADeviceCanBeSetWhereOneNAPICannot(t *testing.T) {
 	}
 	if is, err := c.Defaults(d); err != nil || is != (napi.Defaults{}) {
 		t.Errorf("%+v, %v", is, err)
+	}
+}
+
+func TestADeviceThatIsCalledOtherwiseByNowIsPutBack(t *testing.T) {
+	v := napitest.New(t, 1, false)
+	c, d := connect(t, v)
+	saved, err := c.Save(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Set(saved.NAPIs[0].ID, napi.Settings{DeferHardIRQs: 3, GROFlushTimeout: 1}); err != nil {
+		t.Fatal(err)
+	}
+	v.Do(t, func() error {
+		link, err := netlink.LinkByName(v.Name)
+		if err != nil {
+			return err
+		}
+		address, err := net.ParseMAC("02:00:00:00:00:01")
+		return errors.Join(err, netlink.LinkSetHardwareAddr(link, address), netlink.LinkSetName(link, "other0"))
+	})
+	if changed, err := c.Restore(saved); err != nil || len(changed) != 1 {
+		t.Errorf("%v, %v", changed, err)
+	}
+	if n, err := c.NAPI(saved.NAPIs[0].ID); err != nil || !reflect.DeepEqual(n.Settings, saved.NAPIs[0].Settings) {
+		t.Errorf("is %+v, was %+v, %v", n, saved.NAPIs[0], err)
+	}
+}
+
+func TestWhatCannotBePutBackWhileTheDeviceIsDownIsAnError(t *testing.T) {
+	v := napitest.New(t, 1, false)
+	c, d := connect(t, v)
+	saved, err := c.Save(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.SetUp(t, false)
+	if changed, err := c.Restore(saved); !errors.Is(err, napi.ErrDown) || !strings.Contains(err.Error(), "ip link set "+v.Name+" up") {
+		t.Errorf("%v, %v", changed, err)
+	}
+	v.SetUp(t, true)
+	if _, err := c.Restore(saved); err != nil {
+		t.Error(err)
+	}
+	v.SetUp(t, false)
+	v.Do(t, func() error {
+		link, err := netlink.LinkByName(v.Name)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(link)
+	})
+	if changed, err := c.Restore(saved); err != nil || len(changed) != 0 {
+		t.Errorf("a device that is gone: %v, %v", changed, err)
 	}
 }
 

@@ -20,6 +20,8 @@ var (
 	ErrPrivilege = errors.New("not permitted")
 	// ErrGone is wrapped where what is asked for is not there.
 	ErrGone = errors.New("not there")
+	// ErrDown is wrapped where a device has to be up for what is asked.
+	ErrDown = errors.New("the device is down")
 )
 
 // The generic netlink families that are used.

@@ -63,17 +63,15 @@ func (c *Conn) Save(d Device) (State, error) {
 
 // Restore puts back what is not as it was, and goes on after an error. What is
 // no longer there is left out: its settings went with it. It returns what it
-// changed, in words.
+// changed, in words. The device is known by its index, whatever it is called by
+// now; while it is down its queues cannot be set, which is an error (ErrDown).
 func (c *Conn) Restore(s State) (changed []string, err error) {
-	d, err := c.Device(s.Device.Name)
+	d, up, err := c.deviceOf(s.Device.Index)
 	if errors.Is(err, ErrGone) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
-	}
-	if d != s.Device {
-		return nil, nil // another one of that name
 	}
 	var failed []error
 	note := func(err error, format string, args ...any) {
@@ -88,9 +86,11 @@ func (c *Conn) Restore(s State) (changed []string, err error) {
 		return nil, err
 	}
 	present := make(map[int]bool)
+	missing := 0
 	for _, old := range s.NAPIs {
 		i := slices.IndexFunc(list, func(n NAPI) bool { return n.ID == old.ID })
 		if i < 0 {
+			missing++
 			continue
 		}
 		now := list[i]
@@ -124,11 +124,31 @@ func (c *Conn) Restore(s State) (changed []string, err error) {
 	}
 	if s.Coalescing != nil {
 		if is, err := c.Coalescing(d); err != nil || !reflect.DeepEqual(is, *s.Coalescing) {
-			note(c.SetCoalescing(d, *s.Coalescing), "interrupt coalescing of %s", d.Name)
+			var err error
+			for _, step := range steps(*s.Coalescing) {
+				err = errors.Join(err, c.SetCoalescing(d, step))
+			}
+			note(err, "interrupt coalescing of %s", d.Name)
 		}
+	}
+	if missing > 0 && !up {
+		// Drivers keep the settings of queues that are not to be seen meanwhile.
+		failed = append(failed, fmt.Errorf("%w: %d of its %d NAPI instances cannot be set back until it is up (ip link set %s up)", ErrDown, missing, len(s.NAPIs), d.Name))
 	}
 	if err := errors.Join(failed...); err != nil {
 		return changed, fmt.Errorf("put the settings of %s back: %w", d.Name, err)
 	}
 	return changed, nil
+}
+
+// steps are the requests that put coalescing back. Drivers (ice, iavf) refuse a
+// delay together with the device choosing by itself, as it would overrule the
+// delay: that is turned on alone, afterwards.
+func steps(s Coalescing) []Coalescing {
+	if s.AdaptiveRx == nil || !*s.AdaptiveRx || s.RxDelay == nil && s.RxFrames == nil {
+		return []Coalescing{s}
+	}
+	adaptive := s.AdaptiveRx
+	s.AdaptiveRx = new(bool)
+	return []Coalescing{s, {AdaptiveRx: adaptive}}
 }

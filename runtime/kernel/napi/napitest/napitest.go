@@ -103,6 +103,21 @@ func thread(name string) error {
 	return nil
 }
 
+// SetUp sets the near end up, with new NAPI instances, or down.
+func (v *Veth) SetUp(t testing.TB, up bool) {
+	t.Helper()
+	v.Do(t, func() error {
+		link, err := netlink.LinkByName(v.Name)
+		if err != nil {
+			return err
+		}
+		if up {
+			return netlink.LinkSetUp(link)
+		}
+		return netlink.LinkSetDown(link)
+	})
+}
+
 // Do runs f on a thread in the near end's namespace and fails the test on an
 // error.
 func (v *Veth) Do(t testing.TB, f func() error) {
