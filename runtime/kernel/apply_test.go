@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	goruntime "runtime"
 	"strings"
 	"testing"
 	"time"
@@ -368,6 +369,88 @@ func TestSIGKILLLeavesNothingSetInAnyMode(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestANamespaceThatCannotBeSeenIsNotTakenForGone(t *testing.T) {
+	v := napitest.New(t, 1, true)
+	killedServer(t, v, runtime.KernelPolling, false, func() {})
+	r, err := lockRecord(records(t, v)[0], false)
+	if err != nil || r == nil {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	r.Namespace = 1                      // of no process
+	other := exec.Command("sleep", "60") // in a namespace that not everybody may look at
+	v.Do(t, other.Start)
+	defer other.Wait()
+	defer other.Process.Kill()
+	if err := errors.Join(r.write(), r.file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	blind := make(chan []Restored, 1)
+	go func() {
+		goruntime.LockOSThread() // it ends without privilege
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var none [2]unix.CapUserData
+		if err := unix.Capset(&header, &none[0]); err != nil {
+			t.Error(err)
+		}
+		list, err := RestoreDead()
+		if err != nil {
+			t.Error(err)
+		}
+		blind <- list
+	}()
+	said := false
+	for _, r := range <-blind {
+		said = said || r.Device == v.Name && errors.Is(r.Err, napi.ErrPrivilege) && strings.Contains(r.Err.Error(), "CAP_SYS_PTRACE")
+	}
+	if left := records(t, v); !said || len(left) != 1 {
+		t.Errorf("said: %v; left %v", said, left)
+	}
+	if _, err := RestoreDead(); err != nil {
+		t.Error(err)
+	}
+	if left := records(t, v); len(left) != 0 {
+		t.Errorf("left of a namespace that is gone: %v", left)
+	}
+}
+
+func TestARestartIsNotRefusedInTheNameOfADeadProcess(t *testing.T) {
+	v := napitest.New(t, 1, true)
+	before := unusual(t, v)
+	killedServer(t, v, runtime.KernelPolling, false, func() {})
+	// Its file is still locked, by its watcher, say.
+	r, err := lockRecord(records(t, v)[0], false)
+	if err != nil || r == nil {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	time.AfterFunc(300*time.Millisecond, func() { r.file.Close() })
+	a, err := apply(t, v, mustSettings(t, runtime.BusyPoll))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Restore(); err != nil {
+		t.Fatal(err)
+	}
+	if after := state(t, v); !reflect.DeepEqual(after, before) {
+		t.Errorf("was %+v\nis  %+v", before, after)
+	}
+}
+
+func TestWhatADeviceThatIsDownKeepsIsPutBackOnceItIsUp(t *testing.T) {
+	v := napitest.New(t, 1, false)
+	a, err := apply(t, v, mustSettings(t, runtime.KernelPolling))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.SetUp(t, false)
+	if err := a.Restore(); !errors.Is(err, napi.ErrDown) || len(records(t, v)) != 1 {
+		t.Errorf("while it is down: %v, files %v", err, records(t, v))
+	}
+	v.SetUp(t, true)
+	if err := a.Restore(); err != nil || len(records(t, v)) != 0 {
+		t.Errorf("once it is up: %v, files %v", err, records(t, v))
 	}
 }
 

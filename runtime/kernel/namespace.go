@@ -3,11 +3,13 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 
+	"github.com/pollux-net/pollux/runtime/kernel/napi"
 	"golang.org/x/sys/unix"
 )
 
@@ -43,7 +45,8 @@ func withinNamespace(inode uint64, f func() error) error {
 
 // findNamespace opens a network namespace by the inode of its file: through a
 // process or a thread in it, a mount that keeps it (as ip netns and containers
-// have), or a file that a process has open.
+// have), or a file that a process has open. It is gone (errNoNamespace) only if
+// no process in an unknown one is kept from sight.
 func findNamespace(inode uint64) (fd int, err error) {
 	link := fmt.Sprintf("net:[%d]", inode)
 	for _, pattern := range []string{"/proc/thread-self/ns/net", "/proc/[0-9]*/ns/net", "", "/proc/[0-9]*/task/*/ns/net", "/proc/[0-9]*/fd/*"} {
@@ -64,7 +67,39 @@ func findNamespace(inode uint64) (fd int, err error) {
 			}
 		}
 	}
+	if path := hidden(); path != "" {
+		return -1, fmt.Errorf("find the network namespace of what is to be put back: %w: %s cannot be looked at; run as the machine's root, or with CAP_SYS_PTRACE", napi.ErrPrivilege, path)
+	}
 	return -1, errNoNamespace
+}
+
+// hidden names the namespace of a process that may not be looked at, unless it is
+// that of another one that may: each namespace has a /proc/PID/net of its own,
+// which everybody may see.
+func hidden() string {
+	processes, _ := filepath.Glob("/proc/[0-9]*/ns/net") // the pattern is sound
+	threads, _ := filepath.Glob("/proc/[0-9]*/task/*/ns/net")
+	seen, unseen := map[uint64]bool{}, map[uint64]string{}
+	for _, path := range append(processes, threads...) {
+		var stat unix.Stat_t
+		err := unix.Stat(strings.TrimSuffix(path, "ns/net")+"net/dev", &stat)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+			continue // it has ended
+		}
+		_, err = os.Readlink(path)
+		switch {
+		case err == nil:
+			seen[stat.Ino] = true
+		case errors.Is(err, fs.ErrPermission):
+			unseen[stat.Ino] = path
+		}
+	}
+	for inode, path := range unseen {
+		if !seen[inode] {
+			return path
+		}
+	}
+	return ""
 }
 
 // mountsOf lists where a namespace is mounted: /proc/self/mountinfo has its link

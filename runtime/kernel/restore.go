@@ -30,6 +30,8 @@ const recordPattern = "restore-*.json"
 type record struct {
 	PID     int    `json:"pid"`
 	Command string `json:"command"`
+	// Start tells the process from a later one of that number.
+	Start string `json:"start,omitempty"`
 	// Namespace is the inode of /proc/PID/ns/net, to find it; Cookie makes sure
 	// that it is not another one with that inode.
 	Namespace uint64        `json:"namespace"`
@@ -60,6 +62,9 @@ func newRecord(c *napi.Conn, d napi.Device) (*record, error) {
 		r.Command = strings.TrimSpace(string(command))
 	}
 	var err error
+	if r.Start, err = startOf(r.PID); err != nil {
+		return nil, err
+	}
 	if r.Cookie, err = c.Namespace(); err != nil {
 		return nil, err
 	}
@@ -83,15 +88,19 @@ func newRecord(c *napi.Conn, d napi.Device) (*record, error) {
 	}
 	for _, path := range paths {
 		other, err := lockRecord(path, false)
+		for deadline := time.Now().Add(lockPatience); errors.Is(err, errHeld) && other.rivals(r) && other.dead() && time.Now().Before(deadline); {
+			time.Sleep(10 * time.Millisecond) // its watcher is putting things back
+			other, err = lockRecord(path, false)
+		}
 		switch {
 		case errors.Is(err, errHeld):
-			if other != nil && other.Cookie == r.Cookie && other.State.Device == d {
+			if other.rivals(r) {
 				return nil, fmt.Errorf("process %d (%s) has set it already; end that one first", other.PID, other.Command)
 			}
 		case err != nil:
 			return nil, err
 		case other == nil:
-		case other.Cookie != r.Cookie || other.State.Device != d:
+		case !other.rivals(r):
 			other.file.Close()
 		default:
 			if _, err := other.restore(); err != nil {
@@ -100,6 +109,22 @@ func newRecord(c *napi.Conn, d napi.Device) (*record, error) {
 		}
 	}
 	return r, r.write()
+}
+
+// rivals says whether both are of one device, whatever it is called by now.
+func (r *record) rivals(other *record) bool {
+	return r.Cookie == other.Cookie && r.State.Device.Index == other.State.Device.Index
+}
+
+// dead says whether the process that made it has ended. Its file can be locked a
+// moment longer: until the last of its threads has ended, and while the settings
+// are put back.
+func (r *record) dead() bool {
+	fields, err := statOf(r.PID)
+	if err != nil {
+		return errors.Is(err, napi.ErrGone)
+	}
+	return fields[0] == "Z" || fields[0] == "X" || r.Start != "" && fields[startField] != r.Start
 }
 
 // write replaces the file. The new one is locked before it has its name.
@@ -188,22 +213,32 @@ func (e remoteEpoll) restore() error {
 	return napi.SetEpoll(fd, e.Old)
 }
 
-// startOf is when a process started, in the kernel's ticks since boot (field 22
-// of /proc/PID/stat).
+// startField is when a process started, in the kernel's ticks since boot.
+const startField = 19
+
 func startOf(pid int) (string, error) {
+	fields, err := statOf(pid)
+	if err != nil {
+		return "", err
+	}
+	return fields[startField], nil
+}
+
+// statOf reads /proc/PID/stat from field 3, the state, on.
+func statOf(pid int) ([]string, error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return "", fmt.Errorf("look at process %d: %w", pid, napi.ErrGone)
+		return nil, fmt.Errorf("look at process %d: %w", pid, napi.ErrGone)
 	}
 	if err != nil {
-		return "", fmt.Errorf("look at process %d: %w", pid, err)
+		return nil, fmt.Errorf("look at process %d: %w", pid, err)
 	}
 	// The name, field 2, may hold anything; it ends at the last parenthesis.
 	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(fields) < 20 {
-		return "", fmt.Errorf("look at process %d: /proc tells %q", pid, b)
+	if len(fields) <= startField {
+		return nil, fmt.Errorf("look at process %d: /proc tells %q", pid, b)
 	}
-	return fields[19], nil
+	return fields, nil
 }
 
 // Watch starts a process that puts the device's settings back as soon as this
