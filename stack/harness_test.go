@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pollux-net/pollux/driver"
 	"github.com/pollux-net/pollux/driver/wire"
 )
 
@@ -20,7 +21,13 @@ type looper struct {
 // stops it.
 func loopOn(t testing.TB, port *wire.Port, c Config) *looper {
 	t.Helper()
-	s, err := New(port, port.Queue(0), c)
+	return loopOnQueue(t, port, port.Queue(0), c)
+}
+
+// loopOnQueue is loopOn with something before the port's queue.
+func loopOnQueue(t testing.TB, port *wire.Port, queue driver.Queue, c Config) *looper {
+	t.Helper()
+	s, err := New(port, queue, c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +99,14 @@ const (
 // configuration.
 func newPair(t testing.TB, dispatch Dispatch, change func(*Config)) (left, right *looper) {
 	t.Helper()
-	link, err := wire.New(wire.Config{Ring: 4096})
+	return newPairOn(t, wire.Config{Ring: 4096}, dispatch, change, nil)
+}
+
+// newPairOn is newPair on a link of the caller's choice; wrap, if not nil, may put
+// something before each end's queue.
+func newPairOn(t testing.TB, w wire.Config, dispatch Dispatch, change func(*Config), wrap func(driver.Queue) driver.Queue) (left, right *looper) {
+	t.Helper()
+	link, err := wire.New(w)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +126,12 @@ func newPair(t testing.TB, dispatch Dispatch, change func(*Config)) (left, right
 		if change != nil {
 			change(&c)
 		}
-		l := loopOn(t, link.Port(wire.Side(side)), c)
+		port := link.Port(wire.Side(side))
+		queue := port.Queue(0)
+		if wrap != nil {
+			queue = wrap(queue)
+		}
+		l := loopOnQueue(t, port, queue, c)
 		if side == 0 {
 			left = l
 		} else {

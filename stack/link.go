@@ -23,6 +23,10 @@ type link struct {
 	limit   int
 	wake    func() // called when a packet is written while handoff is set
 	handoff bool
+	// beside says that packets are written beside the loop, too, as with the
+	// Handoff dispatch. The queue is the loop's alone: whoever else runs out of
+	// spare frames takes Go's memory, which the queue copies.
+	beside bool
 
 	dispatcher netstack.NetworkDispatcher
 	// checksummed says that the frame being delivered was validated by the
@@ -34,17 +38,24 @@ type link struct {
 	outbox []driver.Frame
 	spare  []driver.Frame // empty frames of MTU size, taken from the pool in bursts
 	large  [1]driver.Frame
+	whole  []byte // a large segment that is being cut, see cut
 	// dropped counts packets without a frame or past the limit.
 	dropped uint64
 }
 
-const spareFrames = 32
+// The frames that are taken from the pool at once: with the Handoff dispatch
+// they must last until the loop's next turn.
+const spareFrames, spareFramesBeside = 32, 128
 
-func newLink(q driver.Queue, p driver.Port, limit int) *link {
+func newLink(q driver.Queue, p driver.Port, limit int, beside bool) *link {
 	a := p.Address()
+	spare := spareFrames
+	if beside {
+		spare = spareFramesBeside
+	}
 	return &link{
-		queue: q, caps: p.Capabilities(), address: tcpip.LinkAddress(a[:]), mtu: uint32(p.MTU()), limit: limit,
-		outbox: make([]driver.Frame, 0, 256), spare: make([]driver.Frame, 0, spareFrames),
+		queue: q, caps: p.Capabilities(), address: tcpip.LinkAddress(a[:]), mtu: uint32(p.MTU()), limit: limit, beside: beside,
+		outbox: make([]driver.Frame, 0, 256), spare: make([]driver.Frame, 0, spare),
 	}
 }
 
@@ -78,12 +89,17 @@ func (l *link) take(size int) (driver.Frame, bool) {
 		if size > l.caps.MaxFrame {
 			return driver.Frame{}, false
 		}
+		if l.beside {
+			return driver.Frame{Data: make([]byte, 0, size)}, true
+		}
 		n := l.queue.Allocate(l.large[:], size)
 		return l.large[0], n == 1
 	}
 	if len(l.spare) == 0 {
-		l.spare = l.spare[:l.queue.Allocate(l.spare[:cap(l.spare)], l.frameSize())]
-		if len(l.spare) == 0 {
+		if l.beside {
+			return driver.Frame{Data: make([]byte, 0, size)}, true
+		}
+		if l.refill(); len(l.spare) == 0 {
 			return driver.Frame{}, false
 		}
 	}
@@ -92,6 +108,12 @@ func (l *link) take(size int) (driver.Frame, bool) {
 	l.spare[n] = driver.Frame{}
 	l.spare = l.spare[:n]
 	return f, true
+}
+
+// refill takes as many spare frames from the pool as there is room for.
+func (l *link) refill() {
+	n := len(l.spare)
+	l.spare = l.spare[:n+l.queue.Allocate(l.spare[n:cap(l.spare)], l.frameSize())]
 }
 
 // transmit hands the outbox to the device and returns how many frames went and
@@ -108,6 +130,9 @@ func (l *link) transmit() (sent, waiting int) {
 		clear(l.outbox[waiting:])
 	}
 	l.outbox = l.outbox[:waiting]
+	if l.beside && len(l.spare) < cap(l.spare) {
+		l.refill()
+	}
 	return sent, waiting
 }
 

@@ -60,7 +60,7 @@ func New(p driver.Port, q driver.Queue, c Config) (*Stack, error) {
 	}
 	source := &lockedSource{source: rand.NewSource(int64(binary.LittleEndian.Uint64(seed[:])))}
 	s := &Stack{
-		config: c, queue: q, address: p.Address(), clock: newClock(), link: newLink(q, p, c.TransmitLimit),
+		config: c, queue: q, address: p.Address(), clock: newClock(), link: newLink(q, p, c.TransmitLimit, c.Dispatch == Handoff),
 		burst: make([]driver.Frame, c.Burst), rng: rand.New(source),
 	}
 	s.mail.limit = c.MailboxLimit

@@ -173,9 +173,19 @@ func (l *link) write(headers []byte, p *netstack.PacketBuffer) bool {
 	}
 	f, ok := l.take(len(headers) + p.Size())
 	if !ok {
-		return false
+		return l.cut(headers, p)
 	}
-	b := append(f.Data[:0], headers...)
+	f.Data = appendPacket(f.Data[:0], headers, p)
+	if p.GSOOptions.NeedsCsum {
+		l.offload(&f, p)
+	}
+	l.outbox = append(l.outbox, f)
+	return true
+}
+
+// appendPacket appends headers and packet to b.
+func appendPacket(b, headers []byte, p *netstack.PacketBuffer) []byte {
+	b = append(b, headers...)
 	views, offset := p.AsViewList()
 	for v := views.Front(); v != nil; v = v.Next() {
 		s := v.AsSlice()
@@ -186,11 +196,51 @@ func (l *link) write(headers []byte, p *netstack.PacketBuffer) bool {
 		b = append(b, s[offset:]...)
 		offset = 0
 	}
-	f.Data = b
-	if p.GSOOptions.NeedsCsum {
-		l.offload(&f, p)
+	return b
+}
+
+// cut sends a segment for which there is no large frame as ordinary ones. Large
+// frames are few, and some drivers keep those that were sent until their ring is
+// nearly full: without this, TCP would wait for a timeout, and then for the next.
+// It reports whether all of the segment went.
+func (l *link) cut(headers []byte, p *netstack.PacketBuffer) bool {
+	gso := p.GSOOptions
+	if !gso.NeedsCsum || gso.MSS == 0 || len(headers)+p.Size() <= l.frameSize() {
+		return false
 	}
-	l.outbox = append(l.outbox, f)
+	l.whole = appendPacket(l.whole[:0], headers, p)
+	before := ethernet + int(gso.L3HdrLen) // what comes before TCP
+	length := len(p.TransportHeader().Slice())
+	headers, payload := l.whole[:before+length], l.whole[before+length:]
+	whole := header.TCP(l.whole[before:])
+	// The pseudo-header's sum, without the length.
+	sum := checksum.Combine(whole.Checksum(), ^uint16(len(whole)))
+	for at := 0; at < len(payload); at += int(gso.MSS) {
+		piece := payload[at:min(at+int(gso.MSS), len(payload))]
+		f, ok := l.take(len(headers) + len(piece))
+		if !ok {
+			return false
+		}
+		f.Data = append(append(f.Data[:0], headers...), piece...)
+		segment := header.TCP(f.Data[before:])
+		segment.SetSequenceNumber(whole.SequenceNumber() + uint32(at))
+		segment.SetChecksum(checksum.Combine(sum, uint16(len(segment))))
+		if at+len(piece) < len(payload) {
+			segment.SetFlags(uint8(whole.Flags() &^ (header.TCPFlagFin | header.TCPFlagPsh)))
+		}
+		f.Flags = driver.ComputeTCPChecksum
+		f.L2, f.L3, f.L4 = ethernet, gso.L3HdrLen, uint8(length)
+		if gso.Type == netstack.GSOTCPv6 {
+			f.Flags |= driver.IPv6
+			header.IPv6(f.Data[ethernet:]).SetPayloadLength(uint16(len(f.Data) - ethernet - header.IPv6MinimumSize))
+		} else {
+			ip := header.IPv4(f.Data[ethernet:])
+			ip.SetTotalLength(uint16(len(ip)))
+			ip.SetChecksum(0)
+			ip.SetChecksum(^ip.CalculateChecksum())
+		}
+		l.outbox = append(l.outbox, f)
+	}
 	return true
 }
 
