@@ -365,9 +365,13 @@ unsigned px_allocate(uintptr_t queue, unsigned n, unsigned size)
 	if (likely(from != NULL && rte_pktmbuf_alloc_bulk(from, mbufs, n) == 0)) {
 		got = n;
 	} else if (from != NULL) {
-		// All or nothing failed: take what there is.
-		while (got < n && (mbufs[got] = rte_pktmbuf_alloc(from)) != NULL)
-			got++;
+		// All or nothing failed: take what there is. Some drivers leave what
+		// they have sent in their ring until that is nearly full, and a pool may
+		// be smaller than the ring.
+		do {
+			while (got < n && (mbufs[got] = rte_pktmbuf_alloc(from)) != NULL)
+				got++;
+		} while (got < n && rte_eth_tx_done_cleanup(q->port, q->queue, 0) > 0);
 	}
 	for (unsigned i = 0; i < got; i++)
 		show(&q->slots[i], mbufs[i]);

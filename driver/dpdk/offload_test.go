@@ -212,3 +212,45 @@ func TestLargeSegmentsCrossVirtio(t *testing.T) {
 		t.Errorf("%d free frames before, %d after", before, after)
 	}
 }
+
+// TestLargeFramesComeBackFromTheRing: a device that collects what it has sent only
+// when its ring is nearly full gives large frames again once ordinary ones were
+// sent in their place.
+func TestLargeFramesComeBackFromTheRing(t *testing.T) {
+	a, b := vhostPair(t, 1, false)
+	before := b.FreeFrames()
+	large, ordinary := packet{payload: pattern(30000)}, packet{payload: pattern(1440)}
+	instead, longest := 0, 0
+	for sent := 0; sent < 5*largeFrames; {
+		k, flags := large, driver.SegmentTCP
+		var f [1]driver.Frame
+		if b.Queue(0).Allocate(f[:], len(k.build(false))) == 0 {
+			k, flags = ordinary, driver.ComputeTCPChecksum
+			instead++
+			longest = max(longest, instead)
+			if b.Queue(0).Allocate(f[:], len(k.build(false))) == 0 {
+				t.Fatalf("no frame of any kind after %d large ones", sent)
+			}
+		} else {
+			sent++
+			instead = 0
+		}
+		f[0].Data = append(f[0].Data, k.build(false)...)
+		k.describe(&f[0])
+		f[0].Flags |= flags
+		f[0].SegmentSize = 1440
+		within(t, "room to send", func() bool { return b.Queue(0).Transmit(f[:]) == 1 })
+		receive(t, a.Queue(0), 1, func(_ int, f driver.Frame) {
+			if _, payload := verify(t, f.Data); !bytes.Equal(payload, k.payload) {
+				t.Error("the payload changed")
+			}
+		})
+	}
+	t.Logf("at most %d ordinary frames had to be sent in a row", longest)
+	if ring := 1024; longest > ring {
+		t.Errorf("%d ordinary frames had to be sent before there were large ones again", longest)
+	}
+	if after := b.FreeFrames(); after != before {
+		t.Errorf("%d free frames before, %d after", before, after)
+	}
+}
