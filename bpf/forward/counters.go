@@ -21,21 +21,23 @@ const (
 	Unreachable   // an unreachable or prohibit route
 	NoPort        // the route leads to an interface that is not joined
 	EtherType     // neither IPv4 nor IPv6: ARP, LLDP, VLAN tags
-	Multicast     // multicast or broadcast: neighbour discovery, routing daemons
+	Multicast     // multicast or broadcast, also of Ethernet only: neighbour discovery, routing daemons
 	LinkLocal     // an IPv6 address that is not forwarded
 	OtherHost     // the Ethernet address of somebody else
-	Options       // IPv4 options, IPv6 jumbograms
+	Options       // IPv4 options, IPv6 packets of more than 65,535 bytes
 	Disabled      // forwarding is off on the interface
 	Unsupported   // the route has a tunnel, say
 
 	// Dropped:
 
-	Short     // too short for its headers
-	Malformed // a header that contradicts itself
-	Checksum  // the IPv4 header's checksum is wrong
-	Martian   // addresses that must not be on a wire (RFC 1812 5.3.7)
-	Blackhole // a blackhole route
-	Denied    // an access rule
+	Short        // too short for its headers
+	Malformed    // a header that contradicts itself
+	Checksum     // the IPv4 header's checksum is wrong
+	Martian      // addresses that must not be on a wire (RFC 1812 5.3.7)
+	TinyFragment // a first fragment that holds only a part of the TCP header (RFC 1858)
+	Extensions   // more IPv6 extension headers than are looked behind
+	Blackhole    // a blackhole route
+	Denied       // an access rule
 
 	// Dropped after they were counted as forwarded:
 
@@ -48,7 +50,7 @@ const (
 var causeNames = [causes]string{
 	"forwarded", "local", "neighbour-wait", "refresh", "too-big", "hop-limit", "unreachable", "no-port", "ethertype",
 	"multicast", "link-local", "other-host", "options", "disabled", "unsupported", "short", "malformed", "checksum",
-	"martian", "blackhole", "denied", "queue-full", "output-unready", "redirect",
+	"martian", "tiny-fragment", "extensions", "blackhole", "denied", "queue-full", "output-unready", "redirect",
 }
 
 func (c Cause) String() string {

@@ -28,8 +28,12 @@ char _license[] SEC("license") = "GPL";
 #define ENXIO 6
 #define EOPNOTSUPP 95
 
-// How many IPv6 extension headers are looked behind.
-#define EXTENSIONS_MAX 4
+// How many IPv6 extension headers are looked behind, here and in the twin.
+#define EXTENSIONS_MAX 8
+
+// The headers whose ports are read.
+#define TCP_SIZE 20
+#define UDP_SIZE 8
 
 #define NSEC_PER_SEC 1000000000ull
 
@@ -269,41 +273,52 @@ struct frame {
 	__u8 discovery; // IPv6's ARP
 };
 
-// transport reads the ports, if there are any.
-static __always_inline void transport(struct frame *f, void *at, void *end)
+// transport reads the ports, if there are any in what is left of the packet; head
+// is the first of several fragments.
+static __always_inline int transport(struct frame *f, void *at, void *end, __u32 left, bool head)
 {
 	struct packet *p = &f->packet;
 	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP && p->protocol != IPPROTO_SCTP)
-		return;
+		return FORWARDED;
+	if (left < (p->protocol == IPPROTO_TCP ? TCP_SIZE : UDP_SIZE))
+		// RFC 1858: no rule must judge half a header whose rest comes later.
+		return head && p->protocol == IPPROTO_TCP ? TINY_FRAGMENT : FORWARDED;
 	struct transport *t = at;
 	if ((void *)(t + 1) > end)
-		return;
+		return SHORT;
 	p->has_ports = 1;
 	p->from_port = bpf_ntohs(t->source);
 	p->to_port = bpf_ntohs(t->destination);
 	f->fib.sport = t->source;
 	f->fib.dport = t->destination;
+	return FORWARDED;
 }
 
+// parse4 fills what rules and the kernel want to know. What it returns for a
+// packet that they must be asked about is FORWARDED or, if it is not to be
+// forwarded here in any case, OPTIONS; so does parse6, with LINK_LOCAL as well.
 static __always_inline int parse4(struct frame *f, void *at, void *end, __u32 size)
 {
 	struct ipv4 *ip = at;
 	if ((void *)(ip + 1) > end)
 		return SHORT;
-	if (ip->version_ihl != 0x45)
-		return ip->version_ihl >> 4 == 4 && (ip->version_ihl & 15) > 5 ? OPTIONS : MALFORMED;
-	__u32 length = bpf_ntohs(ip->length);
-	if (length < sizeof(*ip) || length > size)
+	__u32 header = (ip->version_ihl & 15) * 4;
+	if (ip->version_ihl >> 4 != 4 || header < sizeof(*ip))
 		return MALFORMED;
-	__u16 *words = (__u16 *)ip;
-	__u32 sum = 0;
+	__u32 length = bpf_ntohs(ip->length);
+	if (length < header || length > size)
+		return MALFORMED;
+	if (header == sizeof(*ip)) { // otherwise the kernel checks it
+		__u16 *words = (__u16 *)ip;
+		__u32 sum = 0;
 #pragma unroll
-	for (int i = 0; i < 10; i++)
-		sum += words[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	if (sum != 0xffff)
-		return CHECKSUM;
+		for (int i = 0; i < 10; i++)
+			sum += words[i];
+		sum = (sum & 0xffff) + (sum >> 16);
+		sum = (sum & 0xffff) + (sum >> 16);
+		if (sum != 0xffff)
+			return CHECKSUM;
+	}
 	// RFC 1812 5.3.7: this network, the machine itself, groups, the reserved.
 	__u32 source = bpf_ntohl(ip->source), destination = bpf_ntohl(ip->destination);
 	if (source >> 24 == 0 || source >> 24 == 127 || source >> 28 >= 14 ||
@@ -319,14 +334,24 @@ static __always_inline int parse4(struct frame *f, void *at, void *end, __u32 si
 	f->fib.tos = ip->tos;
 	f->fib.ipv4_src = ip->source;
 	f->fib.ipv4_dst = ip->destination;
+	int cause = FORWARDED;
 	if (!(ip->fragment & bpf_htons(0x1fff)))
-		transport(f, ip + 1, end);
-	return FORWARDED;
+		cause = transport(f, at + header, end, length - header, ip->fragment & bpf_htons(0x2000));
+	if (cause == FORWARDED && header > sizeof(*ip))
+		return OPTIONS;
+	return cause;
 }
 
 static __always_inline __u64 half(__be32 *a)
 {
 	return (__u64)bpf_ntohl(a[0]) << 32 | bpf_ntohl(a[1]);
+}
+
+// extends says whether behind a header of this kind there is another one.
+static __always_inline bool extends(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS ||
+	       next == IPPROTO_FRAGMENT;
 }
 
 static __always_inline int parse6(struct frame *f, void *at, void *end, __u32 size)
@@ -337,8 +362,6 @@ static __always_inline int parse6(struct frame *f, void *at, void *end, __u32 si
 	__u32 length = bpf_ntohs(ip->length) + sizeof(*ip);
 	if (*(__u8 *)ip >> 4 != 6 || length > size)
 		return MALFORMED;
-	if (length > 0xffff) // no room in the kernel's question
-		return OPTIONS;
 	struct packet *p = &f->packet;
 	p->six = 1;
 	p->from.high = half(ip->source);
@@ -346,7 +369,7 @@ static __always_inline int parse6(struct frame *f, void *at, void *end, __u32 si
 	p->to.high = half(ip->destination);
 	p->to.low = half(ip->destination + 2);
 	f->fib.family = AF_INET6;
-	f->fib.tot_len = length;
+	f->fib.tot_len = length > 0xffff ? 0xffff : length; // no room in the kernel's question
 	f->fib.flowinfo = ip->flow & bpf_htonl(0x0fffffff);
 #pragma unroll
 	for (int i = 0; i < 4; i++) {
@@ -355,29 +378,37 @@ static __always_inline int parse6(struct frame *f, void *at, void *end, __u32 si
 	}
 
 	__u8 next = ip->next;
-	at = ip + 1;
-	bool tail = 0;
+	__u32 before = sizeof(*ip); // the transport header
+	bool head = 0, tail = 0;
 #pragma unroll
 	for (int i = 0; i < EXTENSIONS_MAX; i++) {
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
-		    next != IPPROTO_FRAGMENT)
+		if (!extends(next))
 			break;
-		struct extension *x = at;
+		struct extension *x = at + before;
 		if ((void *)(x + 1) > end)
 			return MALFORMED;
+		__u32 more = 8;
 		if (next == IPPROTO_FRAGMENT) {
 			tail = x->fragment & bpf_htons(0xfff8);
-			at = x + 1;
+			head |= (x->fragment & bpf_htons(1)) != 0;
 		} else {
-			at += (x->length + 1) * 8;
+			more += x->length * 8;
 		}
 		next = x->next;
+		before += more;
+		if (before > length)
+			return MALFORMED;
 		if (tail)
 			break;
 	}
 	p->protocol = next;
-	if (!tail)
-		transport(f, at, end);
+	if (!tail) {
+		if (extends(next))
+			return EXTENSIONS;
+		int cause = transport(f, at + before, end, length - before, head);
+		if (cause != FORWARDED)
+			return cause;
+	}
 
 	if (p->to.high >> 56 == 0xff)
 		return MULTICAST;
@@ -385,15 +416,15 @@ static __always_inline int parse6(struct frame *f, void *at, void *end, __u32 si
 	if (p->from.high >> 56 == 0xff || (p->from.high == 0 && p->from.low <= 1) ||
 	    (p->to.high == 0 && p->to.low <= 1))
 		return MARTIAN;
-	if (next == IPPROTO_ICMPV6 && at == ip + 1 && ip->hops == 255) {
-		__u8 *type = at;
+	if (next == IPPROTO_ICMPV6 && before == sizeof(*ip) && ip->hops == 255) {
+		__u8 *type = (void *)(ip + 1);
 		if ((void *)(type + 1) <= end && *type >= 133 && *type <= 137)
 			f->discovery = 1;
 	}
 	// 0xfe80 / 10: they end at this link.
 	if (p->from.high >> 54 == 0x3fa || p->to.high >> 54 == 0x3fa)
 		return LINK_LOCAL;
-	return FORWARDED;
+	return length > 0xffff ? OPTIONS : FORWARDED;
 }
 
 // stale says once a second for each next hop that a packet should take the
@@ -479,10 +510,9 @@ static __always_inline int handle(struct xdp_md *ctx, __u32 size)
 	struct port *port = bpf_map_lookup_elem(&ports, &in);
 	if (!port)
 		return NO_PORT;
-	if (eth->to[0] & 1)
-		return MULTICAST;
+	bool group = eth->to[0] & 1;
 	__u16 *to = (__u16 *)eth->to, *mac = (__u16 *)port->mac;
-	if (to[0] != mac[0] || to[1] != mac[1] || to[2] != mac[2])
+	if (!group && (to[0] != mac[0] || to[1] != mac[1] || to[2] != mac[2]))
 		return OTHER_HOST;
 
 	struct frame f = {};
@@ -492,9 +522,21 @@ static __always_inline int handle(struct xdp_md *ctx, __u32 size)
 		cause = parse4(&f, eth + 1, end, size - sizeof(*eth));
 	else if (eth->protocol == bpf_htons(ETH_P_IPV6))
 		cause = parse6(&f, eth + 1, end, size - sizeof(*eth));
-	if (cause != FORWARDED)
+	// What the kernel's stack takes in is judged by the same rules.
+	if (group && cause != FORWARDED && cause != OPTIONS && cause != LINK_LOCAL)
+		return MULTICAST; // DHCP's addresses, say; what is broken it drops itself
+	if (group || cause == LINK_LOCAL) {
+		f.packet.out = PORTS_MAX; // it forwards neither
+		if (!f.discovery && !permits(&f.packet))
+			return DENIED;
+		return group ? MULTICAST : LINK_LOCAL;
+	}
+	bool options = cause == OPTIONS;
+	if (cause != FORWARDED && !options)
 		return cause;
 	cause = route(ctx, &f);
+	if (options && cause < SHORT)
+		return OPTIONS;
 	if (cause != FORWARDED)
 		return cause;
 

@@ -69,6 +69,8 @@ enum cause {
 	MALFORMED,
 	CHECKSUM,
 	MARTIAN,
+	TINY_FRAGMENT,
+	EXTENSIONS,
 	BLACKHOLE,
 	DENIED,
 	// Dropped after they were forwarded.

@@ -33,7 +33,8 @@ type Ports struct{ First, Last uint16 }
 // SetRules replaces all rules at once: once it returns no packet is judged by the
 // old ones. The first rule that matches decides; deny is what happens if none
 // does. Every unicast IP packet is judged, also those that are left to the
-// kernel's stack, except IPv6 neighbour discovery.
+// kernel's stack, except IPv6 neighbour discovery; not what other Ethernet types
+// carry (VLAN tags, say), which the kernel's own rules must judge.
 func (f *Forwarder) SetRules(rules []Rule, deny bool) error {
 	compiled, err := compile(rules, deny, f.interfaces)
 	if err != nil {

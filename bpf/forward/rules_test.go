@@ -1,9 +1,12 @@
 package forward
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -147,6 +150,7 @@ func TestPortsAreFoundBehindExtensionHeadersAndNeverInTheTailOfADatagram(t *test
 		return append(append(append([]byte{}, head...), extensions...), body...)
 	}
 	options := func(next byte) []byte { return []byte{next, 0, 1, 4, 0, 0, 0, 0} }
+	eight := append(bytes.Repeat(options(60), 7), options(17)...)
 	for name, c := range map[string]struct {
 		frame []byte
 		want  Cause
@@ -157,7 +161,9 @@ func TestPortsAreFoundBehindExtensionHeadersAndNeverInTheTailOfADatagram(t *test
 		"first fragment":           {with(44, 17, 0, 0, 1, 0, 0, 0, 9), Denied},
 		"later fragment":           {with(44, 17, 0, 0, 8, 0, 0, 0, 9), Forwarded},
 		"cut in an extension":      {with(0, options(60)...)[:58], Malformed},
-		"extension beyond the end": {with(0, 17, 200, 1, 4, 0, 0, 0, 0), Forwarded}, // no ports there
+		"extension beyond the end": {with(0, 17, 200, 1, 4, 0, 0, 0, 0), Malformed},
+		"eight":                    {with(60, eight...), Denied},
+		"nine":                     {with(60, append(options(60), eight...)...), Extensions},
 	} {
 		if name == "cut in an extension" {
 			c.frame[18], c.frame[19] = 0, 4
@@ -170,6 +176,107 @@ func TestPortsAreFoundBehindExtensionHeadersAndNeverInTheTailOfADatagram(t *test
 			return err
 		})
 	}
+}
+
+func TestAFirstFragmentWithHalfATCPHeaderIsDroppedWhateverTheRules(t *testing.T) {
+	n, f := prepared(t)
+	four, six := toServer(n, false), toServer(n, true)
+	four.protocol, six.protocol = 6, 44
+	for size, want := range map[int]Cause{8: TinyFragment, 16: TinyFragment, 24: Forwarded} {
+		four.payload, four.fragment = size-8, 0x2000
+		six.payload = size
+		b := six.frame()
+		copy(b[54:], []byte{6, 0, 0, 1, 0, 0, 0, 9})
+		for _, frame := range [][]byte{four.frame(), b} {
+			n.Router.Must(t, func() error {
+				_, _, cause, err := until(f, n.RouterPorts[0], frame)
+				if err == nil && cause != want {
+					t.Errorf("%d bytes of TCP in %x: %s, want %s", size, frame, cause, want)
+				}
+				return err
+			})
+		}
+	}
+}
+
+// optional is a datagram with four bytes of IPv4 options.
+func optional(d datagram) []byte {
+	b := d.frame()
+	b = slices.Insert(b, 34, 1, 1, 1, 0)
+	b[14]++
+	binary.BigEndian.PutUint16(b[16:], uint16(len(b)-14))
+	b[24], b[25] = 0, 0
+	binary.BigEndian.PutUint16(b[24:], ^sum(b[14:38]))
+	return b
+}
+
+func TestWhatIsLeftToTheKernelIsJudgedByTheSameRules(t *testing.T) {
+	n, f := prepared(t)
+	four, six := toServer(n, false), toServer(n, true)
+	with := func(d datagram, change func(*datagram)) datagram {
+		change(&d)
+		return d
+	}
+	local := with(six, func(d *datagram) { d.source, d.target = netip.MustParseAddr("fe80::9"), netip.MustParseAddr("fe80::1") })
+	group := func(d *datagram) { d.to = [6]byte{0x33, 0x33, 0, 0, 0, 1} }
+	discovery := with(local, func(d *datagram) { d.protocol, d.ttl, d.sourcePort = 58, 255, 135<<8 })
+	out := n.RouterPorts[1].Index
+	for name, c := range map[string]struct {
+		frame []byte
+		cause Cause
+		match Rule // that this frame meets
+	}{
+		"options":                     {optional(four), Options, Rule{Out: out, Protocol: 17, From: netip.PrefixFrom(four.source, 32), ToPorts: &Ports{2000, 2000}}},
+		"options, to the box":         {optional(with(four, func(d *datagram) { d.target = n.RouterPorts[0].V4.Addr() })), Options, Rule{FromPorts: &Ports{1000, 1000}}},
+		"link-local":                  {local.frame(), LinkLocal, Rule{From: netip.MustParsePrefix("fe80::/10"), ToPorts: &Ports{2000, 2000}}},
+		"to a group of Ethernet only": {with(four, group).frame(), Multicast, Rule{To: netip.PrefixFrom(four.target, 32), Protocol: 17}},
+		"link-local, the same":        {with(local, group).frame(), Multicast, Rule{To: netip.MustParsePrefix("fe80::1/128")}},
+		"options, the same":           {optional(with(four, group)), Multicast, Rule{ToPorts: &Ports{2000, 2000}}},
+	} {
+		other := c.match
+		other.In = out // where the frame does not come from
+		for _, rule := range []Rule{c.match, other} {
+			want := c.cause
+			if rule.Deny = true; rule.In == 0 {
+				want = Denied
+			}
+			if err := f.SetRules([]Rule{rule}, false); err != nil {
+				t.Fatal(err)
+			}
+			n.Router.Must(t, func() error {
+				_, _, cause, err := f.run(n.RouterPorts[0], c.frame)
+				if err == nil && cause != want {
+					t.Errorf("%s, with rule %+v: %s, want %s", name, rule, cause, want)
+				}
+				return err
+			})
+		}
+	}
+	if err := f.SetRules(nil, true); err != nil {
+		t.Fatal(err)
+	}
+	n.Router.Must(t, func() error {
+		for _, c := range []struct {
+			frame []byte
+			cause Cause
+		}{
+			{discovery.frame(), LinkLocal},
+			{with(discovery, group).frame(), Multicast},
+			{with(four, func(d *datagram) {
+				group(d)
+				d.source, d.target = netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("255.255.255.255")
+			}).frame(), Multicast},
+		} {
+			_, _, cause, err := f.run(n.RouterPorts[0], c.frame)
+			if err != nil {
+				return err
+			}
+			if cause != c.cause {
+				t.Errorf("%x: %s, want %s whatever the rules", c.frame, cause, c.cause)
+			}
+		}
+		return nil
+	})
 }
 
 func TestNeighbourDiscoveryPassesWhateverTheRules(t *testing.T) {

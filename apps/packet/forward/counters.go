@@ -15,6 +15,8 @@ const (
 	Martian                    // addresses that must not be on a wire (RFC 1812 5.3.7)
 	Multicast                  // multicast or broadcast, which is not forwarded
 	SourceRoute                // an IPv4 source route option
+	TinyFragment               // a first fragment that holds only a part of the TCP header (RFC 1858)
+	Extensions                 // more IPv6 extension headers than are looked behind
 	HopLimit                   // TTL or hop limit used up
 	NoRoute                    // no prefix covers the destination
 	Blackhole                  // a blackhole route
@@ -38,7 +40,7 @@ const (
 )
 
 var causeNames = [causes]string{
-	"short", "other-host", "ethertype", "malformed", "checksum", "martian", "multicast", "source-route", "hop-limit",
+	"short", "other-host", "ethertype", "malformed", "checksum", "martian", "multicast", "source-route", "tiny-fragment", "extensions", "hop-limit",
 	"no-route", "blackhole", "unreachable", "no-port", "denied", "too-big", "neighbour-wait", "neighbour-dead",
 	"nat-full", "nat-protocol", "nat-fragment", "nat-unknown", "handover-full", "no-frame", "no-local",
 	"queue-full", "queue-cut", "codel",

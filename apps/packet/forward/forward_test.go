@@ -64,6 +64,29 @@ func TestAPacketIsForwardedAndRewritten(t *testing.T) {
 	})
 }
 
+// extended is a packet with extension headers, of which the last says that it is
+// so many times 8 bytes longer, and no more of what is behind them than most
+// bytes. A fragment header is a first fragment's.
+func extended(p packet, headers []byte, longer byte, most int) []byte {
+	f := p.frame()
+	e := bytes.Clone(f[:54])
+	next := e[20]
+	e[20] = headers[0]
+	for i, h := range headers {
+		x := make([]byte, 8)
+		x[0] = next
+		if i+1 < len(headers) {
+			x[0] = headers[i+1]
+		} else if x[1] = longer; h == 44 {
+			x[3] = 1
+		}
+		e = append(e, x...)
+	}
+	e = append(e, f[54:min(54+most, len(f))]...)
+	be.PutUint16(e[18:], uint16(len(e)-54))
+	return e
+}
+
 func TestMartiansAndWhatIsNotForwardedIsDroppedUnderItsCause(t *testing.T) {
 	variants(t, func(t *testing.T, c forward.Config) {
 		dst := addr4(1, 2)
@@ -126,6 +149,10 @@ func TestMartiansAndWhatIsNotForwardedIsDroppedUnderItsCause(t *testing.T) {
 			{"no-local", to6("fd00:1::1")},
 			{"hop-limit", packet{from: addr4(0, 2), to: dst, ttl: 1}.frame()},
 			{"hop-limit", packet{from: addr6(0, 2), to: addr6(1, 2), ttl: 1}.frame()},
+			{"tiny-fragment", header(func(ip []byte) { ip[6], ip[9], ip[3] = 0x20, 6, 36 })},
+			{"tiny-fragment", extended(packet{from: addr6(0, 2), to: addr6(1, 2), protocol: 6}, []byte{44}, 0, 16)},
+			{"extensions", extended(packet{from: addr6(0, 2), to: addr6(1, 2)}, bytes.Repeat([]byte{60}, 9), 0, 100)},
+			{"malformed", extended(packet{from: addr6(0, 2), to: addr6(1, 2)}, []byte{0, 60}, 200, 100)},
 			{"source-route", func() []byte {
 				b := make([]byte, 14+28+8)
 				copy(b, ok.frame()[:34])
@@ -417,7 +444,7 @@ func TestTheBoxAnswersForItsAddressesOnly(t *testing.T) {
 	b.none()
 }
 
-func load(t *testing.T, b *bed, text string) {
+func load(t testing.TB, b *bed, text string) {
 	t.Helper()
 	set, err := rules.Parse(strings.NewReader(text), "test", b.f.Names())
 	if err != nil {

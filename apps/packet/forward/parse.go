@@ -9,7 +9,8 @@ import (
 // meta is what the headers of a frame say.
 type meta struct {
 	source, destination address
-	// rest is the key's remainder: ports, protocol, input, fragment.
+	// rest is the key's remainder: ports and whether they are known, protocol,
+	// input, fragment.
 	rest     uint64
 	hash     uint64
 	length   uint16 // of the packet in bytes
@@ -115,8 +116,9 @@ func (s *Shard) parse4(f *driver.Frame, in *port, m *meta) {
 			m.fragment = tail
 		}
 	}
-	if m.fragment != tail {
-		m.transport(b[size:total])
+	if m.fragment != tail && !m.transport(b[size:total]) {
+		m.cause = TinyFragment
+		return
 	}
 	m.kind = packet4
 	m.finish(in)
@@ -144,6 +146,9 @@ func sourceRouted(o []byte) bool {
 	return false
 }
 
+// maxExtensions is how many IPv6 extension headers are looked behind.
+const maxExtensions = 8
+
 func (s *Shard) parse6(f *driver.Frame, in *port, m *meta, group bool) {
 	b := f.Data[ethernet:]
 	m.cause = Malformed
@@ -157,8 +162,9 @@ func (s *Shard) parse6(f *driver.Frame, in *port, m *meta, group bool) {
 	m.source, m.destination = address6(b[8:]), address6(b[24:])
 	m.fragment, m.ports, m.from, m.toward, m.icmpType = whole, false, 0, 0, 0
 	next, at := b[6], ip6
-	// Extension headers are looked through for the ports only, a few of them.
-	for range 8 {
+	// Extension headers are looked through for the ports only, as many as in the
+	// twin.
+	for range maxExtensions {
 		switch next {
 		case 0, 43, 60: // hop-by-hop, routing, destination options
 			if at+8 > total {
@@ -188,7 +194,15 @@ func (s *Shard) parse6(f *driver.Frame, in *port, m *meta, group bool) {
 	}
 	m.length, m.l4, m.protocol = uint16(total), uint16(at), next
 	if m.fragment != tail {
-		m.transport(b[at:total])
+		switch next {
+		case 0, 43, 44, 60: // rules could not tell what it carries
+			m.cause = Extensions
+			return
+		}
+		if !m.transport(b[at:total]) {
+			m.cause = TinyFragment
+			return
+		}
 	}
 	m.kind = packet6
 	if m.protocol == protocolICMP6 && at == ip6 && m.icmpType >= 133 && m.icmpType <= 137 && b[7] == 255 {
@@ -201,20 +215,21 @@ func (s *Shard) parse6(f *driver.Frame, in *port, m *meta, group bool) {
 	m.hash = s.mix(s.mix(m.source.high, m.source.low)^m.destination.high, m.destination.low^s.mix(m.rest, 1))
 }
 
-// transport reads the ports.
-func (m *meta) transport(b []byte) {
+// transport reads the ports. False is a first fragment that holds only a part of
+// the TCP header: no rule must judge that whose rest comes later (RFC 1858).
+func (m *meta) transport(b []byte) bool {
 	switch m.protocol {
 	case protocolTCP:
 		if len(b) < 20 {
-			return
+			return m.fragment != head
 		}
 	case protocolUDP, protocolSCTP:
 		if len(b) < 8 {
-			return
+			return true
 		}
 	case protocolICMP:
 		if len(b) < 8 {
-			return
+			return true
 		}
 		m.icmpType = b[0]
 		switch b[0] {
@@ -223,21 +238,26 @@ func (m *meta) transport(b []byte) {
 		case 0:
 			m.toward, m.ports = be.Uint16(b[4:]), true
 		}
-		return
+		return true
 	case protocolICMP6:
 		if len(b) >= 8 {
 			m.icmpType = b[0]
 		}
-		return
+		return true
 	default:
-		return
+		return true
 	}
 	m.from, m.toward, m.ports = be.Uint16(b), be.Uint16(b[2:]), true
+	return true
 }
 
-// finish makes the rest of the key.
+// finish makes the rest of the key. Whether the ports are known belongs to it:
+// they may be zero, and what is done to a packet with ports reads them.
 func (m *meta) finish(in *port) {
 	m.rest = uint64(m.from)<<48 | uint64(m.toward)<<32 | uint64(m.protocol)<<24 | uint64(m.icmpType)<<16 | uint64(in.index)<<8 | uint64(m.fragment)<<1 | 1
+	if m.ports {
+		m.rest |= 1 << 3
+	}
 }
 
 // mix is a hash of two numbers that nobody outside can foresee.
