@@ -9,6 +9,9 @@ import (
 // numberWindow is how far into a value Delta looks for the end of its number.
 const numberWindow = 256
 
+// maxDigits is the length of the largest number.
+const maxDigits = 20
+
 // Arithmetic is how to change a number.
 type Arithmetic struct {
 	// By is added modulo 2^64, or subtracted, but not below 0.
@@ -42,20 +45,9 @@ func (s *Store) Compute(dst, key []byte, a *Arithmetic, now uint32, see See) ([]
 	st, h := s.locate(key)
 	st.lock(now)
 	defer st.mu.Unlock()
-	i := st.find(key, h, now)
-	result := Stored
-	switch a.Created = false; {
-	case i != 0:
-		result = st.compute(i, a, now)
-	case a.Create:
-		var text [20]byte
-		a.Value = a.Initial
-		i = st.create(key, h, strconv.AppendUint(text[:0], a.Initial, 10), a.Expires, now)
-		if a.Created = i != 0; !a.Created {
-			result = NoMemory
-		}
-	default:
-		result = NotFound
+	i, result := st.computeOrCreate(key, h, a, now)
+	if result == NoMemory && st.refill(chunksFor(len(key), maxDigits), i, now) {
+		i, result = st.computeOrCreate(key, h, a, now)
 	}
 	if result != Stored {
 		return dst, result
@@ -65,6 +57,25 @@ func (s *Store) Compute(dst, key []byte, a *Arithmetic, now uint32, see See) ([]
 		dst = st.see(dst, key, i, see)
 	}
 	return dst, Stored
+}
+
+// computeOrCreate returns the item, if there is one. If the result is NoMemory,
+// nothing was changed.
+func (st *stripe) computeOrCreate(key []byte, h uint64, a *Arithmetic, now uint32) (uint32, Result) {
+	a.Created = false
+	if i := st.find(key, h, now); i != 0 {
+		return i, st.compute(i, a, now)
+	}
+	if !a.Create {
+		return 0, NotFound
+	}
+	var text [maxDigits]byte
+	i := st.create(key, h, strconv.AppendUint(text[:0], a.Initial, 10), a.Expires, now)
+	if i == 0 {
+		return 0, NoMemory
+	}
+	a.Value, a.Created = a.Initial, true
+	return i, Stored
 }
 
 func (st *stripe) compute(i uint32, a *Arithmetic, now uint32) Result {
@@ -113,12 +124,8 @@ func (st *stripe) compute(i uint32, a *Arithmetic, now uint32) Result {
 func (st *stripe) growNumber(i uint32, it *header, size int, now uint32) bool {
 	slab := st.store.slab
 	if chunksFor(int(it.key), size) > chunksFor(int(it.key), int(it.size)) {
-		st.free.push(slab, st.store.pool.take(slab, max(0, 1-st.free.count)))
-		if st.free.count == 0 {
-			if st.victim(i) == 0 {
-				return false
-			}
-			st.free.push(slab, st.evict(i, now))
+		if !st.reserve(1, i, now) {
+			return false
 		}
 		c := st.free.take(slab, 1)
 		*slab.next(it.last), *slab.next(c.first) = c.first, 0

@@ -23,9 +23,11 @@ const (
 	minItemLimit = 1 << 10
 	maxItemLimit = 1 << 30
 	maxStripes   = 1024
-	// A stripe should own this many bytes, so that evicting from one stripe is
-	// close to evicting from all.
+	// A stripe should have room for this many bytes, and for so many of the
+	// largest items, so that evicting from one stripe is close to evicting from
+	// all.
 	bytesPerStripe = 256 << 10
+	itemsPerStripe = 8
 )
 
 // ErrTooLarge says that an item exceeds Options.MaxItem.
@@ -93,7 +95,8 @@ func New(o Options) (*Store, error) {
 			o.Memory, o.MaxItem, minimum, float64(minimum)/(1<<20))
 	}
 	if o.Stripes == 0 {
-		o.Stripes = min(1<<(bits.Len(uint(o.Memory/bytesPerStripe))-1), maxStripes)
+		each := max(bytesPerStripe, itemsPerStripe*o.MaxItem)
+		o.Stripes = min(1<<(bits.Len(uint(o.Memory/each))-1), maxStripes)
 	}
 	if o.Stripes < 1 || o.Stripes > maxStripes || o.Stripes&(o.Stripes-1) != 0 {
 		return nil, fmt.Errorf("%d stripes: must be a power of two up to %d", o.Stripes, maxStripes)

@@ -420,3 +420,130 @@ func TestOperationsDoNotAllocate(t *testing.T) {
 		}
 	}
 }
+
+// large fills a store with values of nearly a megabyte, one a second, and returns
+// how many of the last are left and when it was done.
+func large(t *testing.T, s *Store, n int) (kept int, now uint32) {
+	t.Helper()
+	value := strings.Repeat("v", 1<<20-200)
+	for now = 1; now <= uint32(n); now++ {
+		if r, err := s.put(Set, fmt.Sprint(now), value, 0, 0, 0, now); r != Stored || err != nil {
+			t.Fatalf("item %d: %d, %v", now, r, err)
+		}
+	}
+	for kept < n && s.has(n-kept) {
+		kept++
+	}
+	return kept, now
+}
+
+func TestALargeValueIsNotEvictedByWhatReplacesIt(t *testing.T) {
+	for _, o := range []Options{{}, {Stripes: 1}, {Stripes: 256}} {
+		o.Memory, o.MaxItem = 64<<20, 1<<20
+		s := newStore(t, o)
+		_, now := large(t, s, 200)
+		value := strings.Repeat("w", 1<<20-300)
+		for i := range 200 {
+			key := fmt.Sprint(1 + i)
+			_, m, hit := s.get(key, now)
+			if !hit {
+				continue
+			}
+			// It was just read, but let it be the next to go.
+			st, h := s.locate([]byte(key))
+			st.store.slab.header(st.find([]byte(key), h, now)).accessed = 0
+			op, more := []Op{Replace, CompareAndSwap, Append, Prepend}[i%4], value
+			if op == Append || op == Prepend {
+				more = "w" // longer than that it would be too large
+			}
+			if r, err := s.put(op, key, more, 0, 0, m.CAS, now); r != Stored || err != nil {
+				t.Errorf("%+v: op %d on item %s: %d, %v", o, op, key, r, err)
+			}
+		}
+		// A value to be joined to another needs as much memory as any.
+		s.put(Set, "joined", "x", 0, 0, 0, now)
+		if r, err := s.put(Append, "joined", value, 0, 0, 0, now); r != Stored || err != nil {
+			t.Errorf("%+v: append to a small value: %d, %v", o, r, err)
+		}
+		check(t, s)
+	}
+}
+
+// The same with small items, whose room is made in their own stripe.
+func TestASmallValueIsNotEvictedByWhatReplacesIt(t *testing.T) {
+	for _, op := range []Op{Replace, Append, Prepend} {
+		s, capacity := small(t)
+		for i := range capacity {
+			s.add(i, 1)
+		}
+		if r, err := s.put(op, "0", strings.Repeat("x", 100), 0, 0, 0, 1); r != Stored || err != nil {
+			t.Errorf("op %d on the oldest item: %d, %v", op, r, err)
+		}
+		check(t, s)
+	}
+}
+
+func TestLargeValuesGoInTheOrderTheyCame(t *testing.T) {
+	s := newStore(t, Options{Memory: 64 << 20, MaxItem: 1 << 20})
+	items := func() int { return int(s.Stats().Items) }
+	kept, _ := large(t, s, 500)
+	if fit := int(s.Stats().Chunks) / chunksFor(3, 1<<20-200); kept != items() || kept < fit-1 {
+		t.Errorf("%d values are there, the last %d among them, where %d fit", items(), kept, fit)
+	}
+	check(t, s)
+}
+
+// All memory is the items' of one stripe, and another wants some of it.
+func TestASmallItemFindsRoomInOtherStripes(t *testing.T) {
+	const seed = 5
+	var s *Store
+	n := 0
+	// key makes a new key of a stripe, of so many bytes.
+	key := func(stripe, length int) string {
+		for {
+			n++
+			k := fmt.Sprintf("%0*d", length, n)
+			if st, _ := s.locate([]byte(k)); st.index == stripe {
+				return k
+			}
+		}
+	}
+	full := func() {
+		s = newStore(t, Options{Memory: 1 << 20, Stripes: 4, Seed: seed})
+		for s.stripes[0].stats.evictions == 0 {
+			s.put(Set, key(0, 8), "x", 0, 0, 0, 1)
+		}
+	}
+	full()
+	v := Visit{Create: true}
+	see := func(dst, _ []byte, _ *Entry) []byte { return dst }
+	if _, hit := s.Visit(nil, []byte(key(1, 8)), &v, 1, see); !hit || !v.Created {
+		t.Errorf("seed %d: Visit made no item", seed)
+	}
+	check(t, s)
+
+	full()
+	a, k := Arithmetic{By: 1, Create: true, Initial: 7}, []byte(key(1, 8))
+	if _, r := s.Compute(nil, k, &a, 1, nil); r != Stored || !a.Created || a.Value != 7 {
+		t.Errorf("seed %d: Compute: %d, %+v", seed, r, a)
+	}
+	if _, r := s.Compute(nil, k, &a, 1, nil); r != Stored || a.Created || a.Value != 8 {
+		t.Errorf("seed %d: Compute, again: %d, %+v", seed, r, a)
+	}
+	check(t, s)
+
+	// The only item of its stripe outgrows its chunk, when the other chunks of
+	// the batch that this came in are with the first stripe too.
+	full()
+	k = []byte(key(1, firstData-1))
+	s.put(Set, string(k), "9", 0, 0, 0, 1)
+	st := &s.stripes[1]
+	s.pool.give(s.slab, st.free.take(s.slab, st.free.count))
+	for s.pool.count() > 0 {
+		s.put(Set, key(0, 8), "x", 0, 0, 0, 1)
+	}
+	if n, r := s.Delta(k, 1, false, 1); r != Stored || n != 10 || st.items() != 1 {
+		t.Errorf("seed %d: 9 and 1 make %d (%d)", seed, n, r)
+	}
+	check(t, s)
+}

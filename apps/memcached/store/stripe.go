@@ -1,6 +1,9 @@
 package store
 
-import "sync"
+import (
+	"math"
+	"sync"
+)
 
 const (
 	// A stripe takes chunks from the pool by this many, and gives back what it
@@ -163,19 +166,39 @@ func (st *stripe) release(c chain) {
 	}
 }
 
-// reserve sees to it that at least n chunks are free in the stripe, from the
-// pool or by evicting its own items; false if n is large or it has too few.
-func (st *stripe) reserve(n int, now uint32) bool {
-	if st.free.count >= n {
-		return true
-	}
-	slab := st.store.slab
-	st.free.push(slab, st.store.pool.take(slab, max(n-st.free.count, poolBatch)))
-	for st.free.count < n && n <= shortChain && st.victim(0) != 0 {
-		st.stats.directReclaims++
-		st.free.push(slab, st.evict(0, now))
+// supply sees to it that at least n chunks are free in the stripe, if need be
+// from the pool; false if that has too few.
+func (st *stripe) supply(n int) bool {
+	if st.free.count < n {
+		slab := st.store.slab
+		st.free.push(slab, st.store.pool.take(slab, max(n-st.free.count, poolBatch)))
 	}
 	return st.free.count >= n
+}
+
+// reserve is supply that also evicts items of the stripe, but for the given one;
+// false if n is large or there are too few.
+func (st *stripe) reserve(n int, but, now uint32) bool {
+	return st.supply(n) || st.makeRoom(n, but, now)
+}
+
+func (st *stripe) makeRoom(n int, but, now uint32) bool {
+	for st.free.count < n && n <= shortChain && st.victim(but) != 0 {
+		st.stats.directReclaims++
+		st.free.push(st.store.slab, st.evict(but, now))
+	}
+	return st.free.count >= n
+}
+
+// refill has n chunks free in the stripe after reserve could not, evicting
+// items of any stripe but the given one; false if there are too few. The stripe
+// is unlocked meanwhile: what was found in it before must be looked up again.
+func (st *stripe) refill(n int, but, now uint32) bool {
+	st.mu.Unlock()
+	c, enough := st.store.gather(n, st, but, now)
+	st.lock(now)
+	st.free.push(st.store.slab, c)
+	return enough
 }
 
 // evict unlinks the item at the old end of the cold list, or a dead one that is
@@ -216,19 +239,24 @@ func (st *stripe) evict(but, now uint32) chain {
 }
 
 // gather collects n chunks from the pool and from all stripes in turn, evicting
-// a few items of each, so that room for a large item is made where the old
-// items are. No stripe may be locked by the caller.
-func (s *Store) gather(n int, start *stripe, now uint32) (chain, bool) {
+// a few items of each but not the given one. Of the stripe at home and some
+// beside it, that with the oldest item is the first. No stripe may be locked by
+// the caller.
+func (s *Store) gather(n int, home *stripe, but, now uint32) (chain, bool) {
 	const evictions = 4 // of a stripe before the next one's turn
 	got := s.pool.take(s.slab, n)
+	start := home.index
+	if got.count < n {
+		start = s.oldest(home.index, but)
+	}
 	for progress := true; progress && got.count < n; {
 		progress = false
 		for i := range s.stripes {
-			st := &s.stripes[(start.index+i)%len(s.stripes)]
+			st := &s.stripes[(start+i)%len(s.stripes)]
 			st.lock(now)
-			for e := 0; e < evictions && got.count+st.free.count < n && st.victim(0) != 0; e++ {
+			for e := 0; e < evictions && got.count+st.free.count < n && st.victim(but) != 0; e++ {
 				st.stats.directReclaims++
-				st.free.push(s.slab, st.evict(0, now))
+				st.free.push(s.slab, st.evict(but, now))
 			}
 			if part := st.free.take(s.slab, n-got.count); part.count > 0 {
 				got.push(s.slab, part)
@@ -246,4 +274,22 @@ func (s *Store) gather(n int, start *stripe, now uint32) (chain, bool) {
 		return chain{}, false
 	}
 	return got, true
+}
+
+// oldest returns, of a few stripes from one on, the one whose next victim was
+// used least lately; the first, if several were in the same second.
+func (s *Store) oldest(from int, but uint32) int {
+	const look = 8
+	oldest, used := from, uint32(math.MaxUint32)
+	for i := range min(look, len(s.stripes)) {
+		st := &s.stripes[(from+i)%len(s.stripes)]
+		st.mu.Lock()
+		if v := st.victim(but); v != 0 {
+			if at := s.slab.header(v).accessed; at < used {
+				oldest, used = st.index, at
+			}
+		}
+		st.mu.Unlock()
+	}
+	return oldest
 }

@@ -39,8 +39,13 @@ func (s *Store) Visit(dst, key []byte, v *Visit, now uint32, see See) ([]byte, b
 	v.Created = false
 	i := st.find(key, h, now)
 	if i == 0 && v.Create {
-		i = st.create(key, h, nil, 0, now)
-		v.Created = i != 0
+		if n := chunksFor(len(key), 0); !st.reserve(n, 0, now) && st.refill(n, 0, now) {
+			i = st.find(key, h, now)
+		}
+		if i == 0 {
+			i = st.create(key, h, nil, 0, now)
+			v.Created = i != 0
+		}
 	}
 	if i == 0 {
 		return dst, false
@@ -74,11 +79,12 @@ func (st *stripe) see(dst, key []byte, i uint32, see See) []byte {
 	return dst
 }
 
-// create stores a small item under the stripe's lock; 0 if there is no memory.
+// create stores a small item under the stripe's lock; 0 if the stripe has no
+// memory for it, and refill is to be asked.
 func (st *stripe) create(key []byte, h uint64, value []byte, expires, now uint32) uint32 {
 	slab := st.store.slab
 	n := chunksFor(len(key), len(value))
-	if !st.reserve(n, now) {
+	if !st.reserve(n, 0, now) {
 		return 0
 	}
 	c := st.free.take(slab, n)

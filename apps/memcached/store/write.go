@@ -74,14 +74,21 @@ func (s *Store) Begin(p *Pending, key []byte, size int, flags, expires, now uint
 	st, h := s.locate(key)
 	n := chunksFor(len(key), size)
 	var c chain
+	var old uint32
 	st.lock(now)
-	enough := st.reserve(n, now)
+	enough := st.supply(n)
+	if !enough {
+		// What this item is to replace or to be joined to must not make room for
+		// it, or there would be nothing left to replace.
+		old = st.find(key, h, now)
+		enough = st.makeRoom(n, old, now)
+	}
 	if enough {
 		c = st.free.take(s.slab, n)
 	}
 	st.mu.Unlock()
 	if !enough {
-		if c, enough = s.gather(n, st, now); !enough {
+		if c, enough = s.gather(n, st, old, now); !enough {
 			return ErrMemory
 		}
 	}
