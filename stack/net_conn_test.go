@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -14,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/net/nettest"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
 // listen listens on right and says where left can dial it.
@@ -527,5 +531,106 @@ func TestFullMailboxLosesNoWrite(t *testing.T) {
 	wg.Wait()
 	if refused == 0 {
 		t.Error("the mailbox was never full")
+	}
+}
+
+// However slow the reader: it gets all that came before a reset, and then the
+// reset, not an end that looks as if there had been no more.
+func TestAResetIsNoEndForASlowReader(t *testing.T) {
+	eachDispatch(t, func(t *testing.T, left, right *looper) {
+		c, a := joined(t, left, right)
+		sent := make([]byte, 5*ringSize)
+		for i := range sent {
+			sent[i] = byte(i * 31 >> 8)
+		}
+		if _, err := c.Write([]byte("never read")); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() string { return missing(a, 10) })
+		if _, err := a.Write(sent); err != nil {
+			t.Fatal(err)
+		}
+		k := c.(*conn)
+		eventually(t, func() (complaint string) {
+			left.gate.do(func() {
+				queued, _ := k.socket.ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption)
+				k.mu.Lock()
+				defer k.mu.Unlock()
+				if n := k.in.n + queued; n < len(sent) || !k.stalled {
+					complaint = fmt.Sprintf("%d of %d bytes have arrived", n, len(sent))
+				}
+			})
+			return complaint
+		})
+		a.Close() // resets
+		eventually(t, func() string {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			if k.failed == nil {
+				return "no reset"
+			}
+			return ""
+		})
+		_, err := c.Write([]byte("x"))
+		wantOp(t, err, "write", syscall.ECONNRESET)
+		got, err := io.ReadAll(c)
+		wantOp(t, err, "read", syscall.ECONNRESET)
+		if !bytes.Equal(got, sent) {
+			t.Errorf("read %d of %d bytes", len(got), len(sent))
+		}
+	})
+}
+
+// deaf is an owner that looks at its socket only when the test does.
+type deaf struct{}
+
+func (deaf) Ready(*Socket) {}
+
+func TestASocketSaysEachTimeWhyItFailed(t *testing.T) {
+	calls := map[string]func(*Socket) error{
+		"Err":    func(k *Socket) error { return k.Err() },
+		"Read":   func(k *Socket) error { _, err := k.Read(make([]byte, 1)); return err },
+		"ReadTo": func(k *Socket) error { _, err := k.ReadTo(io.Discard); return err },
+		"Write":  func(k *Socket) error { _, err := k.Write([]byte("x")); return err },
+	}
+	left, right := newPair(t, Inline, nil)
+	for first := range calls {
+		var k *Socket
+		var listener *Listener
+		address := netip.MustParseAddrPort(rightHost + ":80")
+		right.gate.do(func() {
+			var err error
+			listener, err = right.ListenEvents(address, func(s *Socket) Owner {
+				k = s
+				k.Write([]byte("unread"))
+				return deaf{}
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+		c, err := left.Dial("tcp", address.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() string { return missing(c, 6) })
+		c.Close() // resets
+		eventually(t, func() (complaint string) {
+			right.gate.do(func() {
+				if k.ep.EndpointState() != tcp.StateError {
+					complaint = "no reset"
+				}
+			})
+			return complaint
+		})
+		right.gate.do(func() {
+			for _, name := range []string{first, "Err", "Read", "ReadTo", "Write"} {
+				if err := calls[name](k); err != syscall.ECONNRESET {
+					t.Errorf("%s first: %s says %v", first, name, err)
+				}
+			}
+			k.Close()
+			listener.Close()
+		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"syscall"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -37,6 +38,7 @@ type Socket struct {
 	cached  bool // in the flow table
 	touched bool // in inline.touched
 	closed  bool
+	failure error // why the connection failed, once somebody has asked
 }
 
 func newSocket(s *Stack, ep tcpip.Endpoint, wq *waiter.Queue, owner Owner) *Socket {
@@ -246,10 +248,26 @@ func (k *Socket) Err() error {
 	if k.ep.EndpointState() != tcp.StateError {
 		return nil
 	}
-	if err := k.ep.LastError(); err != nil {
-		return translate(err)
+	if k.failure == nil {
+		if k.failure = translate(k.ep.LastError()); k.failure == nil {
+			k.failure = translate(&tcpip.ErrConnectionAborted{})
+		}
 	}
-	return translate(&tcpip.ErrConnectionAborted{})
+	return k.failure
+}
+
+// result is what a call on the endpoint returned, as the caller is to see it.
+// Netstack tells why a connection failed once, to whoever asks first, and then
+// speaks of its end; here everybody hears it each time.
+func (k *Socket) result(terr tcpip.Error) error {
+	err := translate(terr)
+	if terr == nil || err == ErrWouldBlock || k.ep.EndpointState() != tcp.StateError {
+		return err
+	}
+	if k.failure == nil && err != io.EOF && err != syscall.EPIPE {
+		k.failure = err
+	}
+	return k.Err()
 }
 
 // Read copies received bytes into p. It returns ErrWouldBlock if there are none
@@ -263,7 +281,7 @@ func (k *Socket) Read(p []byte) (int, error) {
 	r, err := k.ep.Read(w, tcpip.ReadOptions{})
 	*w = nil
 	k.tune(r.Count)
-	return r.Count, translate(err)
+	return r.Count, k.result(err)
 }
 
 // tuneFrom is the size of a read that says that a connection carries bulk data;
@@ -287,7 +305,7 @@ func (k *Socket) ReadTo(w io.Writer) (int, error) {
 	}
 	r, err := k.ep.Read(w, tcpip.ReadOptions{})
 	k.tune(r.Count)
-	return r.Count, translate(err)
+	return r.Count, k.result(err)
 }
 
 // Write copies as much of p into the send buffer as it has room for, and sends
@@ -302,7 +320,7 @@ func (k *Socket) Write(p []byte) (int, error) {
 	// still takes less than p when the buffer is short of room.
 	n, err := k.ep.Write(r, tcpip.WriteOptions{Atomic: true})
 	r.Reset(nil)
-	return int(n), translate(err)
+	return int(n), k.result(err)
 }
 
 var _ tcpip.Payloader = (*bytes.Reader)(nil)
