@@ -12,6 +12,7 @@ import (
 	"github.com/pollux-net/pollux/apps/packet/queue"
 	"github.com/pollux-net/pollux/apps/packet/routes"
 	"github.com/pollux-net/pollux/apps/packet/rules"
+	"github.com/pollux-net/pollux/driver"
 	"github.com/pollux-net/pollux/driver/wire"
 )
 
@@ -742,6 +743,71 @@ func TestFramesInAQueueDelayTheAcknowledgement(t *testing.T) {
 	}
 	if n := len(b.out(1)); n != 20 {
 		t.Errorf("acknowledged when %d of 20 frames had left by the old route", n)
+	}
+}
+
+// reluctant is a queue that takes only so many frames at a time.
+type reluctant struct {
+	driver.Queue
+	most int
+}
+
+func (q *reluctant) Transmit(f []driver.Frame) int { return q.Queue.Transmit(f[:min(len(f), q.most)]) }
+
+func TestNoFrameByAnOldRouteLeavesAfterTheSwapIsAcknowledged(t *testing.T) {
+	gateways := []netip.Addr{addr4(1, 3), addr4(1, 4)}
+	for seed := range uint64(10) {
+		r := rand.New(rand.NewPCG(seed, 4))
+		q := &reluctant{}
+		b := new(bed)
+		c := forward.Config{Queue: func(port, shard int) driver.Queue {
+			own := b.links[port].Port(wire.B).Queue(shard)
+			if port == 1 {
+				q.Queue = own
+				return q
+			}
+			return own
+		}}
+		b.build(t, 2, wire.Config{}, c)
+		var u routes.Update
+		for i, g := range gateways {
+			u.Neighbours = append(u.Neighbours, routes.Neighbour{Interface: 2, Address: g, MAC: [6]byte{2, 0, 0, 0, 9, byte(i)}, Valid: true, Permanent: true})
+		}
+		b.apply(u)
+		to := 0
+		swap := func() {
+			to = 1 - to
+			b.apply(routes.Update{Routes: []routes.Route{{Prefix: netip.MustParsePrefix("20.0.0.0/8"), NextHops: []routes.NextHop{{Gateway: gateways[to], Interface: 2}}}}})
+		}
+		swap()
+		for range 20 {
+			generation := b.f.Control().Generation()
+			// It waits behind what the old route decided, of both flows.
+			for round, after := 0, 0; after < 5; round++ {
+				for range r.IntN(max(1, 60-round)) {
+					b.send(0, packet{from: addr4(0, 2), to: netip.MustParseAddr("20.0.0.1"), sport: uint16(r.IntN(2)), payload: 1000}.frame())
+				}
+				q.most = r.IntN(40)
+				before := b.f.Control().Acknowledged(generation)
+				b.now += time.Microsecond
+				b.links[0].Advance(b.now)
+				b.links[1].Advance(b.now)
+				b.f.Shard(0).Step(b.now)
+				b.collect()
+				for _, f := range b.out(1) {
+					if before && f[5] != byte(to) {
+						t.Fatalf("seed %d: a frame to the old gateway after the swap was acknowledged", seed)
+					}
+				}
+				if before {
+					after++
+				}
+			}
+			swap()
+		}
+		q.most = 1000
+		b.step(time.Millisecond)
+		b.close()
 	}
 }
 

@@ -45,7 +45,15 @@ func addr6(i, host int) netip.Addr {
 
 func newBed(t testing.TB, ports int, wires wire.Config, c forward.Config) *bed {
 	t.Helper()
-	b := &bed{t: t, seen: make([][][]byte, ports)}
+	b := new(bed)
+	b.build(t, ports, wires, c)
+	return b
+}
+
+// build is newBed for a bed that its configuration already knows.
+func (b *bed) build(t testing.TB, ports int, wires wire.Config, c forward.Config) {
+	t.Helper()
+	b.t, b.seen = t, make([][][]byte, ports)
 	for i := range ports {
 		w := wires
 		w.Name, w.Addresses, w.Queues = name(i), [2][6]byte{peerMAC(i), routerMAC(i)}, max(1, c.Shards)
@@ -66,7 +74,6 @@ func newBed(t testing.TB, ports int, wires wire.Config, c forward.Config) *bed {
 	}
 	b.f = f
 	b.apply(b.interfaces())
-	return b
 }
 
 // interfaces is what the kernel would tell of the ports at first.

@@ -80,7 +80,7 @@ type port struct {
 	queue  driver.Queue
 	mac    uint64
 	staged []driver.Frame // on their way to the device, before the virtual queue
-	stale  int            // of those, how many an earlier snapshot decided
+	stale  int            // so many of the first have among them all that an earlier snapshot decided
 	wait   *queue.Queue
 	_      [128 - 72]byte
 }
@@ -343,7 +343,9 @@ func (s *Shard) flush(to *port) int {
 		before := to.wait.Stale()
 		n := to.wait.Pop(to.staged[:burst], s.now)
 		to.staged = to.staged[:n]
-		to.stale = min(n, before-to.wait.Stale())
+		if to.wait.Stale() < before {
+			to.stale = n // flows take turns, so the last of them may be it
+		}
 		if n == 0 {
 			return sent
 		}
