@@ -489,7 +489,8 @@ func (c *Control) Tick(now time.Duration) bool {
 		}
 		n.asked++
 		n.askedAt = now
-		c.forwarder.shards[0].Post(func() { c.forwarder.shards[0].ask(k.port, k.a, n.mac) })
+		mac := n.mac // n is the lock's, not the shard's
+		c.forwarder.shards[0].Post(func() { c.forwarder.shards[0].ask(k.port, k.a, mac) })
 	}
 	if changed {
 		c.publish()
@@ -514,7 +515,10 @@ func (c *Control) learn(l learned, now time.Duration) bool {
 	case n.permanent:
 		return false
 	}
-	changed := n.mac != l.mac
-	n.mac, n.confirmed, n.asked = l.mac, now, 0
-	return changed
+	n.confirmed, n.asked = now, 0
+	if l.mac == n.mac || l.mac == ([6]byte{}) {
+		return false
+	}
+	n.mac = l.mac
+	return true
 }

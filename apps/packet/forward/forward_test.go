@@ -353,6 +353,69 @@ func TestPacketsWaitForANeighbourThatAnswers(t *testing.T) {
 	}
 }
 
+// advertisement is a neighbour's of its address: solicited, without the option
+// that repeats its Ethernet address if mac is zero.
+func advertisement(i int, target netip.Addr, mac [6]byte) []byte {
+	p := packet{in: i, from: target, to: addr6(i, 1), protocol: 58, icmpType: 136, ttl: 255, payload: 16}
+	if mac != [6]byte{} {
+		p.payload += 8
+	}
+	f := p.frame()
+	o := f[54:]
+	clear(o[2:])
+	o[4] = 0x60
+	copy(o[8:], target.AsSlice())
+	if mac != [6]byte{} {
+		o[24], o[25] = 2, 1
+		copy(o[26:], mac[:])
+	}
+	be.PutUint16(o[2:], ^checksum(o, pseudo(f[14:], len(o))))
+	return f
+}
+
+func TestANeighbourThatAnswersWithoutItsEthernetAddressIsKept(t *testing.T) {
+	b := newBed(t, 2, wire.Config{}, forward.Config{})
+	defer b.close()
+	host, mac := addr6(1, 9), [6]byte{2, 9, 9, 9, 9, 9}
+	b.send(0, packet{from: addr6(0, 2), to: host}.frame())
+	b.step(time.Millisecond)
+	b.one(1)
+	// To the first question, to a group, this is no answer.
+	b.send(1, advertisement(1, host, [6]byte{}))
+	b.step(time.Millisecond)
+	if b.f.Control().Tick(b.now) {
+		t.Error("a neighbour was learned without its address")
+	}
+	b.send(1, advertisement(1, host, mac))
+	b.step(time.Millisecond)
+	b.f.Control().Tick(b.now)
+	b.step(time.Millisecond)
+	if f := b.one(1); !bytes.Equal(f[:6], mac[:]) {
+		t.Fatalf("%x", f)
+	}
+	asked := 0
+	for range 300 {
+		b.step(time.Second)
+		b.f.Control().Tick(b.now)
+		b.step(0)
+		for _, f := range b.out(1) {
+			if !bytes.Equal(f[:6], mac[:]) || f[54] != 135 {
+				t.Errorf("unexpected %x", f)
+			}
+			asked++
+			b.send(1, advertisement(1, host, [6]byte{}))
+		}
+	}
+	if asked < 8 || asked > 10 {
+		t.Errorf("asked %d times in 300 s, want once in 30", asked)
+	}
+	b.send(0, packet{from: addr6(0, 2), to: host}.frame())
+	b.step(time.Millisecond)
+	if f := b.one(1); !bytes.Equal(f[:6], mac[:]) || f[20] != 17 {
+		t.Errorf("the neighbour was forgotten: %x", f)
+	}
+}
+
 func TestPacketsForADeadNeighbourAreDroppedWithAnError(t *testing.T) {
 	b := newBed(t, 2, wire.Config{}, forward.Config{})
 	defer b.close()

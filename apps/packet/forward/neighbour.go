@@ -368,8 +368,11 @@ func (s *Shard) discovery(in *port, f *driver.Frame, m *meta) {
 	s.counters.Resolved++
 	if m.icmpType == 136 {
 		const solicited = 0x40
-		if unicast(target6) && !target.multicast6() && !martian6(target) && !s.isOwn(target) {
-			s.tell(learned{in.index, target, target6, o[4]&solicited == 0})
+		asked := o[4]&solicited != 0
+		// Whoever is asked at its own address need not repeat it (RFC 4861 4.4), as
+		// Linux does not: the answer then says that it is still there.
+		if (unicast(target6) || asked && target6 == [6]byte{}) && !target.multicast6() && !martian6(target) && !s.isOwn(target) {
+			s.tell(learned{in.index, target, target6, !asked || target6 == [6]byte{}})
 		}
 		s.free(f)
 		return

@@ -53,7 +53,7 @@ type handed struct {
 type learned struct {
 	port    int
 	address address
-	mac     [6]byte
+	mac     [6]byte // zero: the one that is known
 	// onlyKnown: it was not said to us; believe it only of a neighbour in use.
 	onlyKnown bool
 }
