@@ -56,6 +56,8 @@ struct {
 } choices SEC(".maps");
 
 volatile const __u32 workers = 1;
+// 0 refuses whatever comes, as if nobody listened.
+volatile __u32 opened = 1;
 
 extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym;
 
@@ -73,6 +75,9 @@ static __always_inline int give(struct sk_reuseport_md *ctx, __u32 worker, enum 
 SEC("sk_reuseport")
 int steer(struct sk_reuseport_md *ctx)
 {
+	if (!opened)
+		return SK_DROP;
+
 	// The context that programs see tells neither queue nor NAPI; the one
 	// behind it has the packet, whose NAPI the driver has written down.
 	struct sk_reuseport_kern *kern = bpf_cast_to_kern_ctx(ctx);

@@ -16,6 +16,10 @@ const MaxWorkers = 1024
 type Config struct {
 	// Workers is how many there are, 1 to MaxWorkers. They are numbered from 0.
 	Workers int
+	// Closed refuses all connections until Open, as if nobody listened. A
+	// connection stays where its SYN went, so that none must come before every
+	// worker has its socket.
+	Closed bool
 }
 
 // Steer chooses the worker for each new connection (TCP, when its SYN arrives;
@@ -68,6 +72,11 @@ func Load(c Config) (*Steer, error) {
 	if err := spec.Variables[reuseportVarWorkers].Set(uint32(c.Workers)); err != nil {
 		return nil, fmt.Errorf("steer: set the number of workers: %w", err)
 	}
+	if c.Closed {
+		if err := spec.Variables[reuseportVarOpened].Set(uint32(0)); err != nil {
+			return nil, fmt.Errorf("steer: set it closed: %w", err)
+		}
+	}
 	s := &Steer{workers: c.Workers}
 	if err := spec.LoadAndAssign(&s.objects, nil); err != nil {
 		return nil, loading("steer", err)
@@ -84,6 +93,14 @@ func loading(what string, err error) error {
 		return fmt.Errorf("%s: load the program: %w (needs Linux 6.2 or newer with CONFIG_DEBUG_INFO_BTF)", what, err)
 	}
 	return fmt.Errorf("%s: load the program: %w", what, err)
+}
+
+// Open lets connections in if they were refused so far (Config.Closed).
+func (s *Steer) Open() error {
+	if err := s.objects.Opened.Set(uint32(1)); err != nil {
+		return fmt.Errorf("steer: let connections in: %w", err)
+	}
+	return nil
 }
 
 func (s *Steer) check(worker int) error {
@@ -105,6 +122,14 @@ func (s *Steer) SetNAPI(id uint32, worker int) error {
 	}
 	if err := s.objects.Napis.Put(id, uint32(worker)); err != nil {
 		return fmt.Errorf("steer: give NAPI %d to worker %d: %w", id, worker, err)
+	}
+	return nil
+}
+
+// ForgetNAPI takes a NAPI instance, which may be gone, from its worker.
+func (s *Steer) ForgetNAPI(id uint32) error {
+	if err := s.objects.Napis.Delete(id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("steer: forget NAPI %d: %w", id, err)
 	}
 	return nil
 }
@@ -149,7 +174,7 @@ func (s *Steer) Add(worker, fd int) error {
 }
 
 // Attach puts the program in charge of the group that a socket is in, those
-// that join later included. Sockets that were not added get nothing unless the
+// that join later included. The socket need not listen yet, nor be bound. Sockets that were not added get nothing unless the
 // kernel's hash decides. The program stays, also after Close, until Detach or
 // until the last socket of the group is closed: at the latest when the process
 // ends.

@@ -27,6 +27,7 @@ const (
 	reuseportMapNapis   = "napis"
 	reuseportMapSockets = "sockets"
 	reuseportProgSteer  = "steer"
+	reuseportVarOpened  = "opened"
 	reuseportVarWorkers = "workers"
 )
 
@@ -89,6 +90,7 @@ type reuseportMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type reuseportVariableSpecs struct {
+	Opened  *ebpf.VariableSpec `ebpf:"opened"`
 	Workers *ebpf.VariableSpec `ebpf:"workers"`
 }
 
@@ -131,6 +133,7 @@ func (m *reuseportMaps) Close() error {
 //
 // It can be passed to loadReuseportObjects or ebpf.CollectionSpec.LoadAndAssign.
 type reuseportVariables struct {
+	Opened  *ebpf.Variable `ebpf:"opened"`
 	Workers *ebpf.Variable `ebpf:"workers"`
 }
 

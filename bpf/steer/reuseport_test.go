@@ -1,6 +1,7 @@
 package steer
 
 import (
+	"errors"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -405,4 +406,58 @@ func take(t testing.TB, kind int, fds []int) (worker, napi int) {
 	}
 	t.Fatalf("a socket failed: %+v", polled)
 	return 0, 0
+}
+
+func TestNoConnectionComesBeforeTheDoorIsOpen(t *testing.T) {
+	const workers = 2
+	n := testnet.New(t, 1)
+	s, err := Load(Config{Workers: workers, Closed: true})
+	must(t, err)
+	defer s.Close()
+	var fds []int
+	defer func() {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	}()
+	to := netip.AddrPortFrom(testnet.ServerIPv4, 0)
+	for worker := range workers {
+		fd := testnet.In(t, n.Server, func() (int, error) {
+			return unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		})
+		fds = append(fds, fd)
+		must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+		must(t, unix.Bind(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}))
+		if worker == 0 { // before anything listens
+			must(t, s.Attach(fd))
+			name, err := unix.Getsockname(fd)
+			must(t, err)
+			to = netip.AddrPortFrom(to.Addr(), uint16(name.(*unix.SockaddrInet4).Port))
+		}
+		must(t, unix.Listen(fd, 16))
+		refused := testnet.In(t, n.Client, func() (error, error) {
+			c, err := testnet.ConnectHere(unix.SOCK_STREAM, to)
+			if err == nil {
+				unix.Close(c)
+			}
+			return err, nil
+		})
+		if !errors.Is(refused, unix.ECONNREFUSED) {
+			t.Errorf("with %d of %d sockets listening: %v", worker+1, workers, refused)
+		}
+	}
+	for worker, fd := range fds {
+		must(t, s.Add(worker, fd))
+	}
+	for _, cpu := range testnet.Usable(t) {
+		must(t, s.SetCPU(cpu, 1))
+	}
+	must(t, s.Open())
+	for range 20 {
+		c := testnet.Connect(t, n.Client, unix.SOCK_STREAM, to)
+		if worker, _ := take(t, unix.SOCK_STREAM, fds); worker != 1 {
+			t.Errorf("a connection went to worker %d", worker)
+		}
+		unix.Close(c)
+	}
 }
