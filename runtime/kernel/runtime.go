@@ -82,9 +82,6 @@ func New(c Config) (*Runtime, error) {
 // see Addresses. Call it before Start; connections wait until then.
 func (r *Runtime) Listen(address netip.AddrPort, h polluxruntime.Handler) error {
 	return r.bind(address, unix.SOCK_STREAM, func(l *loop, fd int, bound netip.AddrPort) error {
-		if err := unix.Listen(fd, backlog); err != nil {
-			return fmt.Errorf("listen on %v: %w", bound, os.NewSyscallError("listen", err))
-		}
 		s := &listener{loop: l, fd: fd, handler: h, address: bound}
 		if errno := l.watch(s, fd, unix.EPOLLIN); errno != 0 {
 			return fmt.Errorf("listen on %v: %w", bound, os.NewSyscallError("epoll_ctl", errno))
@@ -94,9 +91,6 @@ func (r *Runtime) Listen(address netip.AddrPort, h polluxruntime.Handler) error 
 		return nil
 	})
 }
-
-// backlog is as long as the kernel allows (net.core.somaxconn).
-const backlog = 1 << 16
 
 // ListenPacket serves the datagrams to address on every shard with h. Addresses
 // are as in Listen.
@@ -112,25 +106,29 @@ func (r *Runtime) ListenPacket(address netip.AddrPort, h polluxruntime.PacketHan
 	})
 }
 
-// bind gives every shard a socket on address.
+// bind gives every shard a socket on address. Where connections are steered, none
+// comes before every shard listens: it would be another one's for life.
 func (r *Runtime) bind(address netip.AddrPort, kind int, use func(*loop, int, netip.AddrPort) error) error {
-	sockets := make([]int, len(r.loops))
-	for i, l := range r.loops {
-		fd, bound, err := bind(address, kind)
-		if err != nil {
-			return err
-		}
-		if err := use(l, fd, bound); err != nil {
-			unix.Close(fd)
-			return err
-		}
-		if i == 0 {
-			address = bound // the others share the port that was free
-			r.bound = append(r.bound, bound)
-		}
-		sockets[i] = fd
+	k, err := r.steering.load()
+	if err != nil {
+		return err
 	}
-	return r.steering.steer(sockets)
+	sockets, bound, err := openAll(address, kind, len(r.loops), k.attach)
+	if err != nil {
+		return err
+	}
+	if err := k.open(sockets); err != nil {
+		closeAll(sockets)
+		return err
+	}
+	for i, l := range r.loops {
+		if err := use(l, sockets[i], bound); err != nil {
+			closeAll(sockets[i:])
+			return err
+		}
+	}
+	r.bound = append(r.bound, bound)
+	return nil
 }
 
 // Addresses are where the sockets are bound, in the order of the calls.

@@ -551,3 +551,33 @@ func TestAnAddressThatIsNotOursIsRefusedByName(t *testing.T) {
 		t.Errorf("a mode of the other path: %v", err)
 	}
 }
+
+func TestAPortThatAnotherServerHasIsRefusedByName(t *testing.T) {
+	packets := func(r *Runtime, at netip.AddrPort) error { return r.ListenPacket(at, nil) }
+	streams := func(r *Runtime, at netip.AddrPort) error { return r.Listen(at, &echo{}) }
+	for name, listen := range map[string]func(*Runtime, netip.AddrPort) error{"TCP": streams, "UDP": packets} {
+		for first := 1; first <= 2; first++ {
+			for second := 1; second <= 2; second++ {
+				t.Run(fmt.Sprintf("%s/%d beside %d", name, second, first), func(t *testing.T) {
+					with := func(shards int) *Runtime {
+						r, err := New(Config{Cores: make([]int, shards)})
+						if err != nil {
+							t.Fatal(err)
+						}
+						t.Cleanup(func() { r.Discard() })
+						return r
+					}
+					a, b := with(first), with(second)
+					if err := listen(a, anywhere); err != nil {
+						t.Fatal(err)
+					}
+					for _, to := range []netip.AddrPort{a.Addresses()[0], reachable(a.Addresses()[0])} {
+						if err := listen(b, to); !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "address already in use") {
+							t.Errorf("%v: %v", to, err)
+						}
+					}
+				})
+			}
+		}
+	}
+}

@@ -12,11 +12,64 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bind opens a socket on address that others may share by SO_REUSEPORT, and says
-// where it is bound. The unspecified IPv6 address stands for all addresses of
-// both families, or for those of IPv4 where the kernel has no IPv6. The protocol
-// is named: what package net opens is MPTCP, on which reuseport programs fail.
-func bind(address netip.AddrPort, kind int) (fd int, bound netip.AddrPort, err error) {
+// openAll opens n sockets on address, which share it by SO_REUSEPORT if there are
+// several, and says where they are bound. Port 0 is one that is free. Those for
+// streams listen; attach is called with the first one before it does. (The kernel
+// lets nothing be attached later on: not while others are bound, and do not yet
+// listen.)
+func openAll(address netip.AddrPort, kind, n int, attach func(fd int) error) (fds []int, bound netip.AddrPort, err error) {
+	defer func() {
+		if err != nil {
+			closeAll(fds)
+		}
+	}()
+	if n > 1 && address.Port() != 0 {
+		// Another server's sockets might let these in beside them, and it would
+		// go on getting a part of the connections: one that shares nothing asks
+		// whether the address is free.
+		fd, _, err := bind(address, kind, false)
+		if err != nil {
+			return nil, bound, err
+		}
+		unix.Close(fd)
+	}
+	for i := range n {
+		fd, at, err := bind(address, kind, n > 1)
+		if err != nil {
+			return fds, bound, err
+		}
+		fds, bound = append(fds, fd), at
+		address = at // the others share the port that was free
+		if i == 0 {
+			if err := attach(fd); err != nil {
+				return fds, bound, err
+			}
+		}
+		if kind != unix.SOCK_STREAM {
+			continue
+		}
+		if err := unix.Listen(fd, backlog); err != nil {
+			return fds, bound, fmt.Errorf("listen on %v: %w", bound, os.NewSyscallError("listen", err))
+		}
+	}
+	return fds, bound, nil
+}
+
+// backlog is as long as the kernel allows (net.core.somaxconn).
+const backlog = 1 << 16
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// bind opens a socket on address that others may share by SO_REUSEPORT if that is
+// wanted, and says where it is bound. The unspecified IPv6 address stands for all
+// addresses of both families, or for those of IPv4 where the kernel has no IPv6.
+// The protocol is named: what package net opens is MPTCP, on which reuseport
+// programs fail.
+func bind(address netip.AddrPort, kind int, shared bool) (fd int, bound netip.AddrPort, err error) {
 	protocol, name := unix.IPPROTO_TCP, "TCP"
 	if kind == unix.SOCK_DGRAM {
 		protocol, name = unix.IPPROTO_UDP, "UDP"
@@ -35,7 +88,7 @@ func bind(address netip.AddrPort, kind int) (fd int, bound netip.AddrPort, err e
 	if err != nil {
 		return -1, bound, fmt.Errorf("open a %s socket: %w", name, os.NewSyscallError("socket", err))
 	}
-	if err = configure(fd, family, kind, address); err == nil {
+	if err = configure(fd, family, kind, address, shared); err == nil {
 		bound, err = boundTo(fd)
 	}
 	if err != nil {
@@ -45,9 +98,12 @@ func bind(address netip.AddrPort, kind int) (fd int, bound netip.AddrPort, err e
 	return fd, bound, nil
 }
 
-func configure(fd, family, kind int, address netip.AddrPort) error {
+func configure(fd, family, kind int, address netip.AddrPort, shared bool) error {
 	type option struct{ level, name, value int }
-	options := []option{{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1}}
+	var options []option
+	if shared {
+		options = append(options, option{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1})
+	}
 	if kind == unix.SOCK_STREAM {
 		// A restarted server binds while connections of the last one are in
 		// TIME-WAIT. Accepted sockets inherit that replies are not delayed.

@@ -14,8 +14,8 @@ type steering struct {
 	owners map[uint32]int // the shard of each NAPI instance; nil if they have none
 	cores  []int
 	shards int
-	chosen []*steer.Steer // one for each SO_REUSEPORT group
-	loaded bool           // the program decides, not the kernel's hash
+	groups []*group // one for each address
+	loaded bool     // the program decides, not the kernel's hash
 }
 
 // prepare sets the device as the mode needs it, the epoll instances with it, and
@@ -65,47 +65,70 @@ func (r *Runtime) prepare() error {
 	return nil
 }
 
-// steer has the owner of the receiving queue get what comes to a group of
-// sockets, one a shard.
-func (s *steering) steer(sockets []int) (err error) {
+// group has the owner of the receiving queue get what comes to a group of
+// sockets, one a shard. A nil group leaves that to the kernel's hash.
+type group struct{ program *steer.Steer }
+
+// load makes a group whose sockets are to be opened, which lets nothing in before
+// they are.
+func (s *steering) load() (*group, error) {
 	if !s.loaded {
-		return nil
+		return nil, nil
 	}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("steer connections to the core that polls their queue (or do without: --steer=false): %w", err)
-		}
-	}()
-	k, err := steer.Load(steer.Config{Workers: s.shards})
+	k, err := steer.Load(steer.Config{Workers: s.shards, Closed: true})
 	if err != nil {
-		return err
+		return nil, unsteered(err)
 	}
-	s.chosen = append(s.chosen, k)
+	g := &group{k}
+	s.groups = append(s.groups, g)
 	for id, shard := range s.owners {
 		if err := k.SetNAPI(id, shard); err != nil {
-			return err
+			return nil, unsteered(err)
 		}
 	}
 	for shard, core := range s.cores { // what no queue received, over loopback say
 		if err := k.SetCPU(core, shard); err != nil {
-			return err
+			return nil, unsteered(err)
 		}
+	}
+	return g, nil
+}
+
+// attach puts the program in charge of the first socket, which others join.
+func (g *group) attach(first int) error {
+	if g == nil {
+		return nil
+	}
+	return unsteered(g.program.Attach(first))
+}
+
+// open lets in what comes to the sockets, all of which listen.
+func (g *group) open(sockets []int) error {
+	if g == nil {
+		return nil
 	}
 	for shard, fd := range sockets {
-		if err := k.Add(shard, fd); err != nil {
-			return err
+		if err := g.program.Add(shard, fd); err != nil {
+			return unsteered(err)
 		}
 	}
-	return k.Attach(sockets[0])
+	return unsteered(g.program.Open())
+}
+
+func unsteered(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("steer connections to the core that polls their queue (or do without: --steer=false): %w", err)
 }
 
 // giveBack undoes prepare and steer. It may be called again.
 func (r *Runtime) giveBack() error {
 	var errs []error
-	for _, k := range r.steering.chosen {
-		errs = append(errs, k.Close())
+	for _, g := range r.steering.groups {
+		errs = append(errs, g.program.Close())
 	}
-	r.steering.chosen = nil
+	r.steering.groups = nil
 	if r.applied != nil {
 		if err := r.applied.Restore(); err != nil {
 			errs = append(errs, fmt.Errorf("put the device's settings back (pollux doctor --restore tries again): %w", err))

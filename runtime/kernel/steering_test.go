@@ -7,6 +7,7 @@ import (
 	"reflect"
 	goruntime "runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -220,6 +221,71 @@ func TestAModeThatCannotBeIsRefusedAndSaysWhy(t *testing.T) {
 		})
 		if after := state(t, v); !reflect.DeepEqual(after, before) {
 			t.Errorf("%s on %q: was %+v\nis  %+v", c.config.Mode, c.config.Device, before, after)
+		}
+	}
+}
+
+func TestConnectionsThatArriveDuringTheStartComeFromTheirLoopsOwnQueue(t *testing.T) {
+	cores, err := affinity.Allowed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cores = []int{cores[0], cores[len(cores)-1]}
+	v := veth(t, 2)
+	to := netip.AddrPortFrom(nearAddress.Addr(), 4321)
+	stop := make(chan struct{})
+	var dialing sync.WaitGroup
+	var mu sync.Mutex
+	var connections []net.Conn
+	for range 4 {
+		dialing.Add(1)
+		go func() {
+			defer dialing.Done()
+			goruntime.LockOSThread() // and the thread ends with the goroutine
+			if err := netns.Set(v.Far); err != nil {
+				t.Error(err)
+				return
+			}
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if c, err := net.DialTimeout("tcp", to.String(), time.Second); err == nil {
+					mu.Lock()
+					connections = append(connections, c)
+					mu.Unlock()
+				}
+			}
+		}()
+	}
+	var r *Runtime
+	v.Do(t, func() (err error) {
+		r, err = New(Config{Mode: polluxruntime.Vanilla, Device: v.Name, Cores: cores})
+		if err == nil {
+			err = r.Listen(to, &echo{})
+		}
+		return err
+	})
+	start(t, r)
+	enough := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(connections) > 50
+	}
+	eventually(t, "connections", enough)
+	close(stop)
+	dialing.Wait()
+	for _, c := range connections {
+		if err := ask(c, "hello"); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+	}
+	for _, s := range statistics(t, r) {
+		if s.NAPIForeign > 0 || s.NAPIUnknown > 0 || s.Accepted == 0 {
+			t.Errorf("shard %d: %d of %d connections come from another loop's queue, %d from none", s.Shard, s.NAPIForeign, s.Accepted, s.NAPIUnknown)
 		}
 	}
 }
