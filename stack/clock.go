@@ -22,6 +22,12 @@ type clock struct {
 	timers timerHeap
 	seq    uint64
 	next   atomic.Int64 // the first deadline, math.MaxInt64 if none
+
+	// With the Handoff dispatch timers are set beside the loop, which may be
+	// about to sleep until another: earlier says that the first deadline moved
+	// forward since the loop asked for it, and wake ends the sleep.
+	earlier atomic.Bool
+	wake    func()
 }
 
 func newClock() *clock {
@@ -54,6 +60,7 @@ func (c *clock) advance(now time.Duration) {
 	if int64(now) > c.now.Load() {
 		c.now.Store(int64(now))
 	}
+	c.seen()
 	for c.next.Load() <= int64(now) {
 		c.mu.Lock()
 		if len(c.timers) == 0 || c.timers[0].when > int64(now) {
@@ -69,7 +76,17 @@ func (c *clock) advance(now time.Duration) {
 }
 
 // deadline is the time of the first timer.
-func (c *clock) deadline() time.Duration { return time.Duration(c.next.Load()) }
+func (c *clock) deadline() time.Duration {
+	c.seen()
+	return time.Duration(c.next.Load())
+}
+
+// seen notes that the loop looks at the first deadline after this.
+func (c *clock) seen() {
+	if c.earlier.Load() {
+		c.earlier.Store(false)
+	}
+}
 
 // first notes the first deadline; c.mu is held.
 func (c *clock) first() {
@@ -106,7 +123,6 @@ func (t *timer) Stop() bool {
 func (t *timer) Reset(d time.Duration) {
 	c := t.clock
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if t.index >= 0 {
 		c.timers.remove(t.index)
 	}
@@ -117,7 +133,14 @@ func (t *timer) Reset(d time.Duration) {
 	c.seq++
 	t.seq = c.seq
 	c.timers.push(t)
+	before := c.next.Load()
 	c.first()
+	wake := c.wake
+	c.mu.Unlock()
+	if wake != nil && t.when < before {
+		c.earlier.Store(true)
+		wake()
+	}
 }
 
 // timerHeap is a binary heap that tells each timer where it is.

@@ -32,12 +32,13 @@ func (e *event) NotifyEvent(waiter.EventMask) { e.raise() }
 func (e *event) raise() {
 	l := e.list
 	l.mu.Lock()
-	if !e.queued && !e.off {
+	added := !e.queued && !e.off
+	if added {
 		e.queued = true
 		l.events = append(l.events, e)
 	}
 	l.mu.Unlock()
-	if l.wake != nil {
+	if added && l.wake != nil {
 		l.wake()
 	}
 }
@@ -55,7 +56,7 @@ type readyList struct {
 	mu     sync.Mutex
 	events []*event
 	spare  []*event
-	wake   func() // set with the Handoff dispatch only
+	wake   func()
 }
 
 func (l *readyList) empty() bool {

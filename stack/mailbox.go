@@ -22,7 +22,7 @@ type mailbox struct {
 func (m *mailbox) post(f func()) bool { return m.add(f, m.limit) }
 
 // postReserved adds f even to a full mailbox; false if it is closed. It is for a
-// poster that has at most one function waiting.
+// poster that has at most one function waiting, or few altogether.
 func (m *mailbox) postReserved(f func()) bool { return m.add(f, math.MaxInt) }
 
 func (m *mailbox) add(f func(), limit int) bool {

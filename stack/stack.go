@@ -203,13 +203,14 @@ func (s *Stack) Transmit() int {
 }
 
 // Idle reports whether nothing is waiting to be done now: no posted function, no
-// ready socket, no frame to transmit. Only frames from the queue, Deadline or a
+// ready socket, no frame to transmit, and no timer that was set by another
+// goroutine to end before Deadline said the first would. Only frames from the queue, Deadline or a
 // Post can bring work then.
 func (s *Stack) Idle() bool {
 	s.link.mu.Lock()
 	waiting := len(s.link.outbox)
 	s.link.mu.Unlock()
-	return waiting == 0 && s.mail.waiting.Load() == 0 && s.ready.empty()
+	return waiting == 0 && s.mail.waiting.Load() == 0 && s.ready.empty() && !s.clock.earlier.Load()
 }
 
 // Deadline is the time of the first timer, on the scale of Advance; Never if
@@ -224,19 +225,29 @@ const Never = time.Duration(math.MaxInt64)
 // the stack closed.
 func (s *Stack) Post(f func()) bool { return s.mail.post(f) }
 
+// Insist is a Post that a full mailbox does not refuse: false means that the stack
+// is closed. It is for what must not be lost and comes seldom, since nothing
+// bounds it.
+func (s *Stack) Insist(f func()) bool { return s.mail.postReserved(f) }
+
 // SetWake sets what Post calls after adding to the mailbox, so that a sleeping
 // loop wakes up. Set it before other goroutines use the stack.
 func (s *Stack) SetWake(wake func()) {
 	s.mail.mu.Lock()
 	s.mail.wake = wake
 	s.mail.mu.Unlock()
+	// Netstack gives up on a link address on a goroutine of its own, whatever
+	// the dispatch, and whoever waited for it hears of that.
+	s.ready.mu.Lock()
+	s.ready.wake = wake
+	s.ready.mu.Unlock()
 	if s.inline == nil {
 		s.link.mu.Lock()
 		s.link.handoff, s.link.wake = wake != nil, wake
 		s.link.mu.Unlock()
-		s.ready.mu.Lock()
-		s.ready.wake = wake
-		s.ready.mu.Unlock()
+		s.clock.mu.Lock()
+		s.clock.wake = wake
+		s.clock.mu.Unlock()
 	}
 }
 
