@@ -163,7 +163,7 @@ func (r *Runtime) Start() (err error) {
 	if failure != nil {
 		for i, l := range r.loops {
 			if i < started {
-				l.stack.Post(func() { l.drain(0) })
+				l.stack.Insist(func() { l.drain(0) })
 			} else {
 				l.finish()
 				l.sleeper.Close()
@@ -206,7 +206,7 @@ func (r *Runtime) ended(err error) {
 		r.err = errors.Join(r.err, err)
 		r.mu.Unlock()
 		for _, l := range r.loops {
-			l.stack.Post(func() { l.drain(0) })
+			l.stack.Insist(func() { l.drain(0) })
 		}
 	}
 	r.running.Done()
@@ -236,42 +236,56 @@ func (r *Runtime) SetMode(m polluxruntime.Mode) error {
 }
 
 // Shutdown stops accepting, sends what is unsent, closes every connection and
-// ends the loops; what is not through by the context's deadline (10 s if it has
-// none) is reset. The port can be closed afterwards.
+// ends the loops; what is not through when the context ends (10 s if it has no
+// deadline) is reset. The port can be closed afterwards, unless the error says
+// that loops are still running: a handler that does not return keeps its own.
 func (r *Runtime) Shutdown(ctx context.Context) error {
 	timeout := 10 * time.Second
 	if d, ok := ctx.Deadline(); ok {
 		timeout = time.Until(d)
+	} else {
+		var cancel func()
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
 	}
 	for _, l := range r.loops {
-		for !l.stack.Post(func() { l.drain(timeout) }) {
-			select {
-			case <-r.done:
-				return r.Err()
-			case <-time.After(time.Millisecond):
-			}
-		}
+		l.stack.Insist(func() { l.drain(timeout) })
 	}
-	<-r.done
-	return r.Err()
+	select {
+	case <-r.done:
+		return r.Err()
+	case <-ctx.Done():
+	}
+	for _, l := range r.loops {
+		l.stack.Insist(func() { l.deadline = min(l.deadline, l.now()) })
+	}
+	select {
+	case <-r.done:
+		return r.Err()
+	case <-time.After(resetTime):
+		return fmt.Errorf("loops are still running %v after they were to end: %w", resetTime, ctx.Err())
+	}
 }
+
+// resetTime is what the loops have to reset what is left over.
+const resetTime = 2 * time.Second
 
 // onAll runs f on every loop's goroutine and waits.
 func (r *Runtime) onAll(ctx context.Context, f func(*loop)) error {
 	var wait sync.WaitGroup
 	for _, l := range r.loops {
 		wait.Add(1)
-		if !l.stack.Post(func() { defer wait.Done(); f(l) }) {
+		// A mailbox that is full says nothing of a loop that has ended.
+		if !l.stack.Insist(func() { defer wait.Done(); f(l) }) {
 			return ErrStopped
 		}
 	}
+	// A loop that ends runs what it has taken in.
 	finished := make(chan struct{})
 	go func() { wait.Wait(); close(finished) }()
 	select {
 	case <-finished:
 		return nil
-	case <-r.done:
-		return ErrStopped
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -2,6 +2,7 @@ package user
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -459,5 +460,96 @@ func TestShutdownEndsConnectionsAndTellsTheHandler(t *testing.T) {
 	}
 	if err := p.server.Stack(0).Post(func() {}); err {
 		t.Error("a stopped shard still takes posts")
+	}
+}
+
+// block keeps shard i of r inside a posted function until release is called, with
+// a mailbox that takes no more.
+func block(t *testing.T, r *Runtime, i int) (release func()) {
+	t.Helper()
+	held, free := make(chan struct{}), make(chan struct{})
+	s := r.Stack(i)
+	for !s.Post(func() { close(held); <-free }) {
+	}
+	<-held
+	for n := 0; s.Post(func() {}); n++ {
+		if n > s.Config().MailboxLimit {
+			t.Fatal("the mailbox has no limit")
+		}
+	}
+	return sync.OnceFunc(func() { close(free) })
+}
+
+func TestAFullMailboxKeepsNobodyFromShutdownOrStatistics(t *testing.T) {
+	p := newPair(t, wire.Config{}, Config{Stack: stack.Config{MailboxLimit: 1}}, &echo{})
+	release := block(t, p.server, 0)
+	defer release()
+	statistics := make(chan error)
+	go func() { _, err := p.server.Statistics(context.Background()); statistics <- err }()
+	// The loop cannot end yet, and Shutdown does not wait for it for ever.
+	start := time.Now()
+	if err := shutdown(p.server, 50*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("shut down while a loop runs: %v", err)
+	}
+	if took := time.Since(start); took > resetTime+10*time.Second {
+		t.Errorf("Shutdown took %v", took)
+	}
+	release()
+	if err := <-statistics; err != nil {
+		t.Errorf("statistics of a busy loop: %v", err)
+	}
+	if err := shutdown(p.server, 5*time.Second); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAShutdownThatIsCancelledResetsWhatIsLeft(t *testing.T) {
+	p := newPair(t, wire.Config{}, Config{}, &flood{})
+	c := p.dial(t, 0)
+	defer c.Close()
+	if _, err := c.Write(make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	// Nobody reads, so there is something unsent for ever.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+	ended := make(chan error)
+	go func() { ended <- p.server.Shutdown(ctx) }()
+	time.AfterFunc(50*time.Millisecond, cancel)
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("Shutdown goes on although its context was cancelled")
+	}
+}
+
+func TestAShardThatFailsEndsTheOthersHoweverBusy(t *testing.T) {
+	link, err := wire.New(wire.Config{Queues: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := New(link.Port(wire.A), Config{Stack: stack.Config{Addresses: []netip.Prefix{serverPrefix}, MailboxLimit: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Start(); err != nil {
+		t.Fatal(err)
+	}
+	release := block(t, r, 1)
+	defer release()
+	failure := errors.New("broken")
+	for !r.Stack(0).Post(func() { r.loops[0].fail(failure) }) {
+	}
+	eventually(t, "the first shard ends", func() bool { return r.Err() != nil })
+	release()
+	select {
+	case <-r.Done():
+		if !errors.Is(r.Err(), failure) {
+			t.Errorf("ended by %v", r.Err())
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the other shard goes on")
 	}
 }
