@@ -158,7 +158,7 @@ func (s *Shard) decide4(in *port, f *driver.Frame, m *meta, d *decision) (keeps 
 		return false
 	}
 	if d.rewrite == keep && !s.nat.Empty() {
-		if s.toOutside(f, m, int(h.port), d) {
+		if s.toOutside(in, f, m, int(h.port), d) {
 			return false
 		}
 	}

@@ -664,6 +664,49 @@ func TestRepliesReachTheShardThatOwnsTheBinding(t *testing.T) {
 	}
 }
 
+func TestAnErrorFromInsideFindsTheBindingOnAnyShardAndMakesNone(t *testing.T) {
+	const shards = 3
+	b := newBed(t, 2, wire.Config{}, forward.Config{Shards: shards})
+	defer b.close()
+	load(t, b, "nat out p1 to 198.51.100.1 ports 10000-10299")
+	server := netip.MustParseAddr("10.1.0.2")
+	about := func(from netip.Addr, quoted []byte) []byte {
+		e := packet{from: from, to: server, protocol: 1, icmpType: 3, payload: 28}.frame()
+		copy(e[42:], quoted[14:])
+		be.PutUint16(e[36:], 0)
+		be.PutUint16(e[36:], ^checksum(e[34:], 0))
+		return e
+	}
+	p := packet{from: addr4(0, 2), to: server, sport: 5000, dport: 53}
+	b.send(0, p.frame())
+	b.step(time.Millisecond)
+	port := be.Uint16(b.one(1)[34:])
+	reply := packet{in: 1, from: server, to: netip.MustParseAddr("198.51.100.1"), sport: 53, dport: port}
+	b.send(1, reply.frame())
+	b.step(time.Millisecond)
+	in := b.one(0)
+	for host := range 60 { // of routers inside, whose errors come to any shard
+		b.send(0, about(addr4(0, 10+host), in))
+		b.step(time.Millisecond)
+		out := b.one(1)
+		b.valid(out)
+		inner := append(make([]byte, 14), out[42:]...)
+		if !bytes.Equal(out[26:30], reply.to.AsSlice()) || !bytes.Equal(inner[30:34], reply.to.AsSlice()) || be.Uint16(inner[36:]) != port {
+			t.Fatalf("the error left as %x", out)
+		}
+	}
+	if s := b.total(); s.Bindings != 1 || s.HandedOut < 20 {
+		t.Errorf("%d bindings, want the one that was there; %d errors handed over, want most of two thirds", s.Bindings, s.HandedOut)
+	}
+	be.PutUint16(in[36:], 6000)
+	b.send(0, about(addr4(0, 2), in))
+	b.step(time.Millisecond)
+	b.none()
+	if s, d := b.total(), b.drops(); s.Bindings != 1 || d["nat-unknown"] != 1 {
+		t.Errorf("an error about nothing: %d bindings, dropped %v", s.Bindings, d)
+	}
+}
+
 func TestAFloodedOutputCostsAnotherNothing(t *testing.T) {
 	// Port 1 takes 10 Mbit/s, port 2 anything; both are fed by port 0.
 	b := newBed(t, 3, wire.Config{}, forward.Config{Output: queue.Config{Frames: 256}})

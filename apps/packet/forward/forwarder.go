@@ -32,6 +32,8 @@ type Config struct {
 	// Bindings bounds the translations of each shard, see nat.Config.
 	Bindings int
 	Timeouts nat.Timeouts
+	// Reserved are TCP ports of the box's own that translation leaves alone.
+	Reserved []uint16
 	// ICMPRate and ICMPBurst bound the errors that each shard sends: 1,000 a
 	// second, 50 at once.
 	ICMPRate, ICMPBurst int

@@ -205,7 +205,7 @@ func (s *Shard) fromOutside(in *port, f *driver.Frame, m *meta, d *decision) (ds
 	case shard < 0:
 		return dst, false
 	case shard != s.index:
-		s.handOver(shard, in, f)
+		s.handOver(shard, in, f, 0)
 		return 0, true
 	}
 	i, ok := s.nat.Inbound(protocol, outside)
@@ -229,7 +229,7 @@ func (s *Shard) fromOutside(in *port, f *driver.Frame, m *meta, d *decision) (ds
 
 // toOutside deals with packets that leave by a port whose sources are
 // translated. Done means that the frame is out of our hands.
-func (s *Shard) toOutside(f *driver.Frame, m *meta, out int, d *decision) (done bool) {
+func (s *Shard) toOutside(in *port, f *driver.Frame, m *meta, out int, d *decision) (done bool) {
 	src := uint32(m.source.low)
 	rule, wanted := s.nat.Wants(out, src)
 	if !wanted {
@@ -238,14 +238,20 @@ func (s *Shard) toOutside(f *driver.Frame, m *meta, out int, d *decision) (done 
 	b := f.Data[ethernet:]
 	if icmpError(m) {
 		// About a packet that came from outside: it quotes what we sent inside.
-		at, protocol, from, to, ok := quoted(b, m)
+		at, protocol, _, to, ok := quoted(b, m)
 		if !ok {
 			s.drop(f, NATProtocol)
 			return true
 		}
-		i, ok := s.nat.Outbound(rule, protocol, to, from, s.now)
+		// The packet came by a binding, which may be any shard's: receive-side
+		// scaling knows only the addresses of an error. Nobody makes a new one.
+		i, ok := s.nat.Find(rule, protocol, to)
 		if !ok {
-			s.drop(f, NATFull)
+			if shards := len(s.forwarder.shards); int(m.passed)+1 < shards {
+				s.handOver((s.index+1)%shards, in, f, int(m.passed)+1)
+			} else {
+				s.drop(f, NATUnknown)
+			}
 			return true
 		}
 		binding := s.nat.Binding(i)

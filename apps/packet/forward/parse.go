@@ -24,6 +24,7 @@ type meta struct {
 	ports        bool
 	icmpType     uint8
 	from, toward uint16
+	passed       uint16 // see handed; not of the headers
 	// hop of the destination in the forwarding table; notYet if nobody looked.
 	hop uint32
 }

@@ -43,10 +43,11 @@ func (r *ring[T]) get() (v T, ok bool) {
 
 func (r *ring[T]) empty() bool { return r.read.Load() == r.wrote.Load() }
 
-// handed is a frame for the shard that owns its binding.
+// handed is a frame for the shard that owns its binding; passed counts those that
+// were asked for it and have it not.
 type handed struct {
-	frame driver.Frame
-	in    int
+	frame      driver.Frame
+	in, passed int
 }
 
 // learned is what a frame told of a neighbour.

@@ -153,6 +153,7 @@ func (s *Shard) adopt(n *snapshot) {
 		s.nat = nat.New(nat.Config{
 			Rules: n.nat.list, Ports: s.forwarder.names, Shard: s.index, Shards: s.forwarder.config.Shards,
 			Bindings: s.forwarder.bindings(n.nat), Timeouts: s.forwarder.config.Timeouts, Prefer: s.forwarder.prefer(s.index),
+			Reserved: s.forwarder.config.Reserved, Seed: s.seed,
 		})
 	}
 	for i := range s.ports {
@@ -270,8 +271,11 @@ func (s *Shard) lookAhead(m *meta) {
 }
 
 // one is input for a frame that waited.
-func (s *Shard) one(in *port, f *driver.Frame) {
-	var m meta
+func (s *Shard) one(in *port, f *driver.Frame) { s.again(in, f, 0) }
+
+// again is one for a frame that so many shards have passed on.
+func (s *Shard) again(in *port, f *driver.Frame, passed int) {
+	m := meta{passed: uint16(passed)}
 	s.parse(f, in, &m)
 	s.handle(in, f, &m)
 }
@@ -363,15 +367,16 @@ func (s *Shard) takeHanded() (n int) {
 			}
 			n++
 			s.counters.HandedIn++
-			s.one(&s.ports[h.in], &h.frame)
+			s.again(&s.ports[h.in], &h.frame, h.passed)
 		}
 	}
 	return n
 }
 
-// handOver passes a frame to the shard that owns its binding.
-func (s *Shard) handOver(to int, in *port, f *driver.Frame) {
-	if !s.forwarder.handed[s.index][to].put(handed{*f, in.index}) {
+// handOver passes a frame to the shard that owns its binding, or may own it, if
+// so many have not.
+func (s *Shard) handOver(to int, in *port, f *driver.Frame, passed int) {
+	if !s.forwarder.handed[s.index][to].put(handed{*f, in.index, passed}) {
 		s.drop(f, HandoverFull)
 		return
 	}

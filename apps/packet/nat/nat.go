@@ -45,6 +45,11 @@ type Config struct {
 	// Bindings bounds how many there are at a time: 65,536.
 	Bindings int
 	Timeouts Timeouts // zero fields mean the defaults
+	// Reserved are TCP ports that are not translated to: the box's own services
+	// have them.
+	Reserved []uint16
+	// Seed is of the hash, so that nobody outside can foresee it.
+	Seed [2]uint64
 	// Prefer, if not nil, says whether replies from remote to an outside
 	// endpoint arrive at this shard by themselves; ports for which they do are
 	// taken where there is a choice.
@@ -164,11 +169,25 @@ func New(c Config) *Table {
 			for j := range p.taken {
 				p.taken[j] = make([]uint64, (p.span+63)/64)
 			}
+			for at := 0; at < len(p.taken); at += protocols { // TCP's, see class
+				for _, port := range c.Reserved {
+					p.reserve(at, port)
+				}
+			}
 		}
 		t.pools = append(t.pools, p)
 		t.outside = append(t.outside, addressRange{p.first, p.first + uint32(p.n) - 1, r.Ports})
 	}
 	return t
+}
+
+// reserve has a port never given away, if it is one of the pool's.
+func (p *pool) reserve(at int, port uint16) {
+	k := int(port) - int(p.low)
+	if k >= 0 && k < p.span && p.taken[at][k/64]>>(k%64)&1 == 0 {
+		p.taken[at][k/64] |= 1 << (k % 64)
+		p.count[at]++
+	}
 }
 
 // share is a shard's part of a range of ports.
@@ -225,7 +244,8 @@ func (t *Table) Wants(out int, from uint32) (rule int, ok bool) {
 }
 
 func (t *Table) hash(e Endpoint, protocol uint8, pool int) int {
-	h, l := bits.Mul64(uint64(e.Address)<<32|uint64(e.Port)<<16|uint64(protocol)<<8|uint64(pool)^0x9e3779b97f4a7c15, 0xd6e8feb86659fd93)
+	x := uint64(e.Address)<<32 | uint64(e.Port)<<16 | uint64(protocol)<<8 | uint64(pool)
+	h, l := bits.Mul64(x^0x9e3779b97f4a7c15^t.config.Seed[0], 0xd6e8feb86659fd93^t.config.Seed[1])
 	return int(h^l) & (len(t.inside) - 1)
 }
 
@@ -248,15 +268,28 @@ func Translates(protocol uint8) bool {
 	return ok
 }
 
+// Find returns the binding of an inside endpoint under a rule, if there is one.
+func (t *Table) Find(rule int, protocol uint8, inside Endpoint) (int, bool) {
+	owner := t.pools[rule].same
+	return t.find(t.hash(inside, protocol, owner), owner, protocol, inside)
+}
+
+func (t *Table) find(bucket, owner int, protocol uint8, inside Endpoint) (int, bool) {
+	for i := t.inside[bucket]; i >= 0; i = t.bindings[i].next {
+		if b := &t.bindings[i]; b.Inside == inside && b.protocol == protocol && int(b.pool) == owner {
+			return int(i), true
+		}
+	}
+	return 0, false
+}
+
 // Outbound returns the binding of an inside endpoint under a rule, a new one if
 // need be; false if bindings or ports are used up.
 func (t *Table) Outbound(rule int, protocol uint8, inside Endpoint, remote Endpoint, now time.Duration) (int, bool) {
 	owner := t.pools[rule].same
 	bucket := t.hash(inside, protocol, owner)
-	for i := t.inside[bucket]; i >= 0; i = t.bindings[i].next {
-		if b := &t.bindings[i]; b.Inside == inside && b.protocol == protocol && int(b.pool) == owner {
-			return int(i), true
-		}
+	if i, ok := t.find(bucket, owner, protocol, inside); ok {
+		return i, true
 	}
 	kind, ok := class(protocol)
 	if !ok || t.free < 0 {

@@ -54,6 +54,45 @@ func TestRepliesFindTheirWayBackAndOthersDoNot(t *testing.T) {
 	}
 }
 
+func TestPortsOfTheBoxesOwnServicesAreNotTranslatedTo(t *testing.T) {
+	c := config()
+	c.Shards = 2
+	given := map[uint16]int{}
+	for c.Shard = range c.Shards {
+		c.Reserved = []uint16{1003, 1003, 1070, 80, 65535}
+		table := nat.New(c)
+		for _, protocol := range []uint8{nat.TCP, nat.UDP} {
+			for n := range 101 {
+				i, ok := table.Outbound(0, protocol, nat.Endpoint{Address: inside + uint32(n), Port: 1}, remote, 0)
+				free := 100 // two addresses with 50 ports each
+				if protocol == nat.TCP {
+					free = 98
+				}
+				if ok != (n < free) {
+					t.Fatalf("shard %d, protocol %d: binding %d: %v, want %d", c.Shard, protocol, n, ok, free)
+				}
+				if ok && protocol == nat.TCP {
+					given[table.Binding(i).Outside.Port]++
+				}
+			}
+		}
+		table.Expire(1000, 3*time.Hour) // what ends comes back, and reserved ports do not
+		if table.Used() != 0 {
+			t.Fatalf("%d bindings do not end", table.Used())
+		}
+		for n := range 98 {
+			i, ok := table.Outbound(0, nat.TCP, nat.Endpoint{Address: inside + uint32(n), Port: 2}, remote, 0)
+			if !ok {
+				t.Fatalf("only %d bindings after all had ended", n)
+			}
+			given[table.Binding(i).Outside.Port]++
+		}
+	}
+	if given[1003] != 0 || given[1070] != 0 || len(given) != 98 {
+		t.Errorf("%d ports given away, %d and %d times those that are reserved", len(given), given[1003], given[1070])
+	}
+}
+
 func TestAFullTableRefusesAndRecovers(t *testing.T) {
 	c := config()
 	table := nat.New(c)

@@ -112,6 +112,7 @@ func User(ctx context.Context, c Config) (err error) {
 			return err
 		}
 		config.Stack = own.serve
+		config.Forward.Reserved = []uint16{uint16(c.MetricsPort)}
 		defer own.http.Close()
 	}
 	s, err := packet.New(config)
