@@ -76,7 +76,7 @@ type Store struct {
 	stripes []stripe
 	// shift takes a hash to its stripe.
 	shift   uint
-	seed    uint64
+	secret  secret
 	maxItem int
 	memory  int
 	hash    int // bytes of hash tables
@@ -117,7 +117,7 @@ func New(o Options) (*Store, error) {
 		pool:    newPool(chunks),
 		stripes: make([]stripe, o.Stripes),
 		shift:   uint(64 - bits.Len(uint(o.Stripes-1))),
-		seed:    o.Seed,
+		secret:  newSecret(o.Seed),
 		maxItem: o.MaxItem,
 		memory:  o.Memory,
 		hash:    hash,
@@ -136,7 +136,7 @@ func fixedBytes(stripes int) int {
 
 // locate returns the stripe and the hash of a key.
 func (s *Store) locate(key []byte) (*stripe, uint64) {
-	h := hashOf(key, s.seed)
+	h := hashOf(key, &s.secret)
 	return &s.stripes[h>>s.shift], h
 }
 

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -383,11 +384,56 @@ func TestKeysSpreadOverStripesAndBuckets(t *testing.T) {
 			t.Errorf("a bucket has %d of %d keys", count, n)
 		}
 	}
-	if a, b := hashOf([]byte("key"), 1), hashOf([]byte("key"), 2); a == b {
+	one, two := newSecret(1), newSecret(2)
+	if a, b := hashOf([]byte("key"), &one), hashOf([]byte("key"), &two); a == b {
 		t.Error("the hash does not depend on the seed")
 	}
-	if a, b := hashOf([]byte("key"), 1), hashOf([]byte("key\x00"), 1); a == b {
+	if a, b := hashOf([]byte("key"), &one), hashOf([]byte("key\x00"), &one); a == b {
 		t.Error("the hash does not depend on the length")
+	}
+}
+
+// Keys with a block that a client may know to be special: the constants of the
+// hash, which are no secret. And with a block that a client cannot know, because
+// it is the secret, what came before must count all the same.
+func TestNoBlockOfAKeyWipesOutWhatCameBefore(t *testing.T) {
+	const seed, n = 3, 1000
+	rng := rand.New(rand.NewPCG(seed, 4))
+	for round := range 20 {
+		k, other := newSecret(rng.Uint64()), newSecret(rng.Uint64())
+		for _, block := range []uint64{0, 1, 1<<64 - 1, mix0, mix1, mix2, mix0 ^ mix1, mix1 ^ mix2, k.block, k.state, k.block ^ k.state, k.block ^ mix1} {
+			for _, after := range []string{"", "x", "12345678", "12345678x"} {
+				seen, same := map[uint32]bool{}, 0
+				for range n {
+					key := binary.LittleEndian.AppendUint64(nil, rng.Uint64())
+					key = append(binary.LittleEndian.AppendUint64(key, block), after...)
+					h := hashOf(key, &k)
+					seen[uint32(h)] = true
+					if h == hashOf(key, &other) {
+						same++
+					}
+				}
+				if len(seen) < n-2 || same > 0 {
+					t.Errorf("seed %d round %d: %d keys with block %#x and %q have %d hashes, %d of them with any secret", seed, round, n, block, after, len(seen), same)
+				}
+			}
+		}
+	}
+}
+
+func BenchmarkHash(b *testing.B) {
+	k, sum := newSecret(1), uint64(0)
+	for _, n := range []int{12, 40, 250} {
+		key := bytes.Repeat([]byte("k"), n)
+		b.Run(fmt.Sprintf("bytes=%d", n), func(b *testing.B) {
+			for range b.N {
+				key[0]++
+				sum += hashOf(key, &k)
+			}
+		})
+	}
+	if sum == 0 {
+		b.Log(sum)
 	}
 }
 
