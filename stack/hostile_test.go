@@ -152,6 +152,70 @@ func TestDamagedSegmentsOfAConnectionNeverReachTheApplication(t *testing.T) {
 	b.noFramesLost(t, free)
 }
 
+// alone is the siblings of a stack that has none.
+type alone struct{}
+
+func (alone) Share(*driver.Frame)          {}
+func (alone) Pass(*driver.Frame, int) bool { return false }
+
+func TestOnlyAValidSYNForUsSaysThatTheDeviceMisdirects(t *testing.T) {
+	link, err := wire.New(wire.Config{TransmitChecksum: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := link.FreeFrames()
+	b := newBenchOn(t, link, Config{
+		Siblings: alone{}, OwnsFlow: func(local, remote netip.AddrPort) bool { return remote.Port() < 20000 },
+	}, 0)
+	port := uint16(20000)
+	for _, c := range []struct {
+		name  string
+		do    func(f []byte)
+		flags driver.Flags
+		seen  int // by how many stacks before
+		want  uint64
+	}{
+		{name: "TCP checksum", do: func(f []byte) { f[ethernet+20+16] ^= 0x40 }},
+		{name: "a checksum that the device knows to be wrong", flags: driver.ChecksumWrong},
+		{name: "IP checksum", do: func(f []byte) { f[ethernet+10] ^= 1 }},
+		{name: "TCP data offset", do: func(f []byte) { f[ethernet+20+12] = 0xf0; resum(f) }},
+		{name: "another address", do: func(f []byte) { f[ethernet+19] = 77; fixIP(f); resum(f) }},
+		{name: "another host", do: func(f []byte) { f[5] ^= 1 }},
+		{name: "everybody", do: func(f []byte) { copy(f, "\xff\xff\xff\xff\xff\xff") }},
+		{name: "a fragment", do: func(f []byte) { f[ethernet+6] = 0x20; fixIP(f) }},
+		{name: "no SYN", do: func(f []byte) { f[ethernet+20+13] = uint8(header.TCPFlagAck); resum(f) }},
+		{name: "passed on by a sibling", seen: 1},
+		{name: "our own", do: func(f []byte) { f[ethernet+20] = 0; resum(f) }},
+		{name: "a valid SYN", want: 1},
+		{name: "a valid SYN, says the device", flags: driver.ChecksumValid, do: func(f []byte) { f[ethernet+20+16] ^= 0x40 }, want: 1},
+	} {
+		before := b.stack.Misdirected()
+		b.peer.Connect(port)
+		port++
+		last := len(b.peer.Out) - 1
+		f := driver.Frame{Data: append([]byte(nil), b.peer.Out[last].Data...), Flags: c.flags}
+		driver.Free(b.peer.Out[last:])
+		b.peer.Out = b.peer.Out[:last]
+		completeTCP(f.Data)
+		if c.do != nil {
+			c.do(f.Data)
+		}
+		b.stack.Inject(&f, c.seen)
+		if got := b.stack.Misdirected() - before; got != c.want {
+			t.Errorf("%s: counted %d times, want %d", c.name, got, c.want)
+		}
+	}
+	b.noFramesLost(t, free)
+}
+
+// resum computes the TCP checksum anew.
+func resum(f []byte) {
+	ip := header.IPv4(f[ethernet:])
+	segment := header.TCP(ip[20:])
+	segment.SetChecksum(header.PseudoHeaderChecksum(header.TCPProtocolNumber, ip.SourceAddress(), ip.DestinationAddress(), uint16(len(segment))))
+	completeTCP(f)
+}
+
 // completeTCP fills in the checksum that the peer leaves to its device.
 func completeTCP(f []byte) {
 	segment := header.TCP(f[ethernet+20:])

@@ -3,6 +3,7 @@ package stack
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -240,12 +241,8 @@ func (s *Stack) stray(f *driver.Frame, network tcpip.NetworkProtocolNumber, tran
 		LocalPort: binary.BigEndian.Uint16(payload[2:]), LocalAddress: destination,
 	}
 	if transport == header.TCPProtocolNumber && header.TCP(payload).Flags()&(header.TCPFlagSyn|header.TCPFlagAck) == header.TCPFlagSyn {
-		if s.config.OwnsFlow != nil {
-			local := netip.AddrPortFrom(fromAddress(destination), id.LocalPort)
-			remote := netip.AddrPortFrom(fromAddress(source), id.RemotePort)
-			if !s.config.OwnsFlow(local, remote) {
-				s.counters.Misdirected++
-			}
+		if s.config.OwnsFlow != nil && visited == 0 && s.misdirected(f, network, id) {
+			s.counters.Misdirected++
 		}
 		return false
 	}
@@ -259,4 +256,29 @@ func (s *Stack) stray(f *driver.Frame, network tcpip.NetworkProtocolNumber, tran
 	}
 	s.counters.Strays++
 	return true
+}
+
+// misdirected reports whether a SYN reached this stack although the device should
+// have given it to another queue. Only one that is whole and meant for us says so:
+// devices hash what is damaged as they like, and anybody can send that.
+func (s *Stack) misdirected(f *driver.Frame, network tcpip.NetworkProtocolNumber, id netstack.TransportEndpointID) bool {
+	ip, length := f.Data[ethernet:], header.IPv6MinimumSize
+	checked := f.Flags&driver.ChecksumValid != 0
+	var ok bool
+	if network == ipv4.ProtocolNumber {
+		ip, ok = header4(ip, checked)
+		length = header.IPv4MinimumSize
+	} else {
+		ip, ok = header6(ip)
+	}
+	if !ok || !checked && !segmentChecksumValid(ip, length) || [6]byte(f.Data) != s.address {
+		return false
+	}
+	if offset := int(header.TCP(ip[length:]).DataOffset()); offset < header.TCPMinimumSize || offset > len(ip)-length {
+		return false
+	}
+	local := fromAddress(id.LocalAddress)
+	ours := func(p netip.Prefix) bool { return p.Addr().Unmap() == local }
+	return slices.ContainsFunc(s.config.Addresses, ours) &&
+		!s.config.OwnsFlow(netip.AddrPortFrom(local, id.LocalPort), netip.AddrPortFrom(fromAddress(id.RemoteAddress), id.RemotePort))
 }

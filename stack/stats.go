@@ -11,7 +11,7 @@ type Counters struct {
 	FlowHits uint64
 	// Strays are segments handed to a sibling.
 	Strays uint64
-	// Misdirected are connections to this stack that OwnsFlow places elsewhere.
+	// Misdirected are valid SYNs to this stack that OwnsFlow places elsewhere.
 	Misdirected uint64
 	// Frames dropped on receive: shorter than an Ethernet header, with a wrong
 	// checksum, for another host, with a header that contradicts itself, or for
@@ -86,8 +86,8 @@ func (s *Stack) Statistics() Statistics {
 // their owner has closed them: a leak shows here.
 func (s *Stack) Endpoints() int { return len(s.net.RegisteredEndpoints()) }
 
-// Misdirected is the number of connections that reached this stack although
-// Config.OwnsFlow places them elsewhere.
+// Misdirected is the number of valid SYNs that reached this stack although
+// Config.OwnsFlow places their connections elsewhere.
 func (s *Stack) Misdirected() uint64 { return s.counters.Misdirected }
 
 // Closing reports whether a connection still has data or a FIN that the peer has
