@@ -237,16 +237,24 @@ func (s *Service) follow(ctx context.Context, first chan struct{}) {
 	}
 }
 
+// coalesce is how long what is learned waits for more: each time the tables are
+// made anew, and every flow decided anew, which nobody on a link must be able to
+// have done for each frame.
+const coalesce = 10 * time.Millisecond
+
 // neighbours takes over what the shards learn.
 func (s *Service) neighbours(ctx context.Context) {
 	defer s.helpers.Done()
 	second := time.NewTicker(time.Second)
 	defer second.Stop()
+	var last time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-s.learned:
+		case <-s.learned: // the first after a pause at once: packets wait for it
+			time.Sleep(coalesce - time.Since(last))
+			last = time.Now()
 		case <-second.C:
 		}
 		s.forwarder.Control().Tick(time.Since(s.started))

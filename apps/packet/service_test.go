@@ -106,6 +106,42 @@ func initial() (u routes.Update) {
 	return u
 }
 
+func TestAFloodOfNewNeighboursDoesNotMakeTheTablesAnewForEach(t *testing.T) {
+	r := start(t, packet.Config{Mode: runtime.Poll}, false)
+	defer r.stop()
+	adopted := func() uint64 {
+		all, err := r.service.Statistics(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all[0].Adopted
+	}
+	before, begin := adopted(), time.Now()
+	known := r.service.Forwarder().Control().Neighbours()
+	const hosts = 100
+	for i := range hosts {
+		b := make([]byte, 60)
+		copy(b, routerMAC[0][:])
+		copy(b[6:], peerMAC[0][:])
+		copy(b[12:], []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 2})
+		copy(b[22:], peerMAC[0][:])
+		copy(b[28:], []byte{10, 0, 0, byte(100 + i)})
+		copy(b[38:], []byte{10, 0, 0, 1})
+		r.send(0, b)
+		time.Sleep(time.Millisecond)
+	}
+	for deadline := begin.Add(20 * time.Second); r.service.Forwarder().Control().Neighbours() < known+hosts; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d neighbours were learned", r.service.Forwarder().Control().Neighbours()-known, hosts)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	made, elapsed := adopted()-before, time.Since(begin)
+	if most := uint64(elapsed/(10*time.Millisecond) + elapsed/time.Second + 3); made > most || made == 0 {
+		t.Errorf("the tables were made anew %d times in %v, want at most %d", made, elapsed, most)
+	}
+}
+
 func fold(b []byte, s uint32) uint16 {
 	for i := 0; i+1 < len(b); i += 2 {
 		s += uint32(be.Uint16(b[i:]))

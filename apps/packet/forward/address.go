@@ -38,10 +38,9 @@ func (a address) put(b []byte) {
 func (a address) linkLocal6() bool { return a.high>>54 == 0xfe80>>6 }
 func (a address) multicast6() bool { return a.high>>56 == 0xff }
 
-func (a address) hash(port int) uint64 {
-	h := (a.high^uint64(port)*0x9e3779b97f4a7c15)*0xff51afd7ed558ccd ^ a.low
-	h = (h ^ h>>32) * 0xc4ceb9fe1a85ec53
-	return h ^ h>>29
+// hash is one of a neighbour that nobody on its link can foresee.
+func (a address) hash(port int, seed *[2]uint64) uint64 {
+	return mix(seed, a.high^uint64(port)<<48, a.low)
 }
 
 // The headers that the fast path knows.

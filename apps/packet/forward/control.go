@@ -3,6 +3,7 @@ package forward
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
@@ -68,6 +69,7 @@ type ownAddress struct {
 type neighbours struct {
 	entries []neighbour
 	n       int
+	seed    [2]uint64
 }
 
 type neighbour struct {
@@ -82,7 +84,7 @@ func (t *neighbours) find(port int, a address) *neighbour {
 		return nil
 	}
 	mask := uint64(len(t.entries) - 1)
-	for i := a.hash(port) & mask; ; i = (i + 1) & mask {
+	for i := a.hash(port, &t.seed) & mask; ; i = (i + 1) & mask {
 		e := &t.entries[i]
 		if !e.used {
 			return nil
@@ -95,7 +97,7 @@ func (t *neighbours) find(port int, a address) *neighbour {
 
 func (t *neighbours) insert(e neighbour) {
 	mask := uint64(len(t.entries) - 1)
-	i := e.address.hash(int(e.port)) & mask
+	i := e.address.hash(int(e.port), &t.seed) & mask
 	for t.entries[i].used {
 		i = (i + 1) & mask
 	}
@@ -123,6 +125,7 @@ const (
 type Control struct {
 	forwarder *Forwarder
 	current   atomic.Pointer[snapshot]
+	seed      [2]uint64 // of the neighbours' hash
 
 	mu         sync.Mutex
 	interfaces []string
@@ -172,6 +175,8 @@ func newControl(f *Forwarder, interfaces []string) *Control {
 		addresses: map[int][]netip.Prefix{}, known: map[neighbourKey]*knownNeighbour{},
 		hops: make([]hopRecord, 1), set: &rules.Set{}, nat: &natRules{},
 	}
+	r := rand.New(rand.NewPCG(f.config.Seed, 1<<32)) // no shard has that number
+	c.seed = [2]uint64{r.Uint64(), r.Uint64()}
 	c.filter = c.set.Compile(f.names)
 	c.current.Store(&snapshot{table: c.builder.Table(), hops: make([]hop, 1), ports: make([]portState, len(interfaces)), filter: c.filter, nat: c.nat})
 	c.publish()
@@ -394,7 +399,7 @@ func (c *Control) publish() {
 	for size < 2*len(c.known) {
 		size *= 2
 	}
-	s.neighbours.entries = make([]neighbour, size)
+	s.neighbours.entries, s.neighbours.seed = make([]neighbour, size), c.seed
 	for k, n := range c.known {
 		s.neighbours.insert(neighbour{address: k.a, mac: n.mac, port: int8(k.port)})
 	}

@@ -262,8 +262,10 @@ func (m *meta) finish(in *port) {
 }
 
 // mix is a hash of two numbers that nobody outside can foresee.
-func (s *Shard) mix(a, b uint64) uint64 {
-	high, low := bits.Mul64(a^s.seed[0], b^s.seed[1])
-	high, low = bits.Mul64(high^low^s.seed[1], 0xd6e8feb86659fd93)
+func mix(seed *[2]uint64, a, b uint64) uint64 {
+	high, low := bits.Mul64(a^seed[0], b^seed[1])
+	high, low = bits.Mul64(high^low^seed[1], 0xd6e8feb86659fd93)
 	return high ^ low
 }
+
+func (s *Shard) mix(a, b uint64) uint64 { return mix(&s.seed, a, b) }
