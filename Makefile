@@ -15,11 +15,12 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 BENCH       ?= .
 BENCHTIME   ?= 1s
 BENCHED     ?= ./driver/... ./stack ./apps/memcached/...
+FUZZTIME    ?= 5m
 RUN         ?= run
 COMPARE     ?= --quick
 PROFILE     := apps/pollux/default.pgo
 
-.PHONY: help deps ready build compare run test bench bench-packet pgo lint generate clean
+.PHONY: help deps ready build compare run test fuzz bench bench-packet pgo lint generate clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -42,6 +43,14 @@ run: build ## serve memcached in a test network, drive it, print figures (as roo
 
 test: ready ## all tests, with the race detector; root, or what needs it is skipped
 	@go test -json -race -timeout 15m ./... ./.ci/summary | go run ./.ci/summary
+
+# One fuzzer at a time: go test takes no more. A finding is written to testdata.
+fuzz: ready ## fuzz every parser of input from the wire or from files; FUZZTIME=5m for each
+	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
+		for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9]*\)(.*/\1/p' "$$dir"/*_test.go); do \
+			echo "$$dir $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) "$$dir" || exit 1; \
+		done; \
+	done
 
 bench: ready ## benchmarks; BENCH=regexp BENCHTIME=2s BENCHED=./stack to choose
 	go test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -benchmem $(BENCHED)
