@@ -159,3 +159,42 @@ func TestAnImpairedFrameKeepsItsRSSHash(t *testing.T) {
 	}
 	driver.Free([]driver.Frame{got})
 }
+
+// refilling is a port whose queue has always more frames than were asked for.
+type refilling struct {
+	driver.Port
+	calls int
+}
+
+type refillingQueue struct {
+	driver.Queue
+	port *refilling
+}
+
+func (p *refilling) Queue(i int) driver.Queue { return refillingQueue{p.Port.Queue(i), p} }
+
+func (q refillingQueue) Receive(frames []driver.Frame) int {
+	if q.port.calls++; q.port.calls > 100 {
+		return 0
+	}
+	for i := range frames {
+		frames[i] = driver.Frame{Data: numbered(i, 60)}
+	}
+	return len(frames)
+}
+
+func TestADeviceThatIsNeverEmptyDoesNotKeepReceive(t *testing.T) {
+	link := newLink(t, Config{})
+	device := &refilling{Port: link.Port(A)}
+	p, err := Impair(device, Config{Seed: seed}, func() time.Duration { return 0 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	frames := make([]driver.Frame, 64)
+	n := p.Queue(0).Receive(frames)
+	driver.Free(frames[:n])
+	if n != len(frames) || device.calls > 4 {
+		t.Errorf("%d frames after asking the device %d times; want %d after a few", n, device.calls, len(frames))
+	}
+}
