@@ -262,13 +262,15 @@ func (q *Queue) Pop(frames []driver.Frame, now time.Duration) int {
 			break
 		}
 		w := &q.flows[q.head]
-		if w.head == none {
-			q.leave()
-			continue
-		}
 		if w.deficit <= 0 {
+			// Also without frames: else a flow could leave in debt and come back
+			// with none.
 			w.deficit += int32(q.config.Quantum)
 			q.enter(q.leave())
+			continue
+		}
+		if w.head == none {
+			q.leave()
 			continue
 		}
 		f, ok := q.next(w, now)

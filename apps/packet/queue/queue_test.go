@@ -71,6 +71,45 @@ func TestFlowsOfSmallAndLargeFramesShareARateInBytes(t *testing.T) {
 	}
 }
 
+func TestAFlowThatEmptiesItsQueueInDebtStillPays(t *testing.T) {
+	for _, size := range []int{1500, 9000} {
+		p, o := newPool(), new(queue.Output)
+		q := queue.New(queue.Config{}, o)
+		waits := make([]int, 2) // frames of each flow
+		sent := make([]int, 2)
+		var frames [1]driver.Frame
+		flow := uint32(0)
+		for range 50_000 {
+			for waits[0] < 200 { // always has more
+				f := p.frame(0, 64)
+				q.Push(&f, 0, 0)
+				waits[0]++
+			}
+			if waits[1] == 0 && flow == 0 { // comes back with two frames a moment after they have left
+				for range 2 {
+					f := p.frame(1, size)
+					q.Push(&f, 1, 0)
+					waits[1]++
+				}
+			}
+			if q.Pop(frames[:], 0) != 1 {
+				t.Fatal("nothing is sent")
+			}
+			flow = binary.BigEndian.Uint32(frames[0].Data)
+			waits[flow]--
+			sent[flow] += len(frames[0].Data)
+			driver.Free(frames[:])
+		}
+		if share := float64(sent[1]) / float64(sent[0]+sent[1]); share < 0.475 || share > 0.525 {
+			t.Errorf("the flow of two frames of %d bytes at a time has %.1f %% of the bytes, want 50 within 5", size, 100*share)
+		}
+		q.Clear()
+		if len(p.out) != 0 {
+			t.Errorf("%d frames lost", len(p.out))
+		}
+	}
+}
+
 func TestTwoCoresShareARate(t *testing.T) {
 	p, o := newPool(), new(queue.Output)
 	o.SetRate(100_000_000)
