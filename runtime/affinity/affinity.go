@@ -40,29 +40,55 @@ func Allowed() ([]int, error) {
 // held is what loops of this process hold at present.
 var held struct {
 	sync.Mutex
-	original unix.CPUSet      // what the process could use before the first
-	cores    map[int]int      // how many hold each core
-	pinned   map[int]struct{} // threads that Pin bound
+	original unix.CPUSet // what the process could use before the first
+	cores    map[int]int // how many hold each core
+	pinned   map[int]int // the core of each thread that Pin bound
+	// procs is what GOMAXPROCS was before it was raised to raised; 0 if it was not.
+	procs, raised int
 }
 
 // Pin binds the calling thread to one core. The thread must be locked to its
 // goroutine and end with it.
 func Pin(cpu int) error {
 	held.Lock()
-	if held.pinned == nil {
-		held.pinned = map[int]struct{}{}
+	defer held.Unlock()
+	set := only(cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return err
 	}
-	held.pinned[unix.Gettid()] = struct{}{}
-	held.Unlock()
-	var set unix.CPUSet
+	if held.pinned == nil {
+		held.pinned = map[int]int{}
+	}
+	held.pinned[unix.Gettid()] = cpu
+	return nil
+}
+
+// only is the set of one core.
+func only(cpu int) (set unix.CPUSet) {
 	set.Set(cpu)
-	return unix.SchedSetaffinity(0, &set)
+	return set
+}
+
+// isPinned reports whether Pin bound a thread and that one still lives: the kernel
+// gives the number of one that has ended to another, which is not bound. It forgets
+// those.
+func isPinned(tid int) bool {
+	cpu, ok := held.pinned[tid]
+	if !ok {
+		return false
+	}
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(tid, &set); err != nil || set != only(cpu) {
+		delete(held.pinned, tid)
+		return false
+	}
+	return true
 }
 
 // KeepOff moves the process's threads (collector, network poller and whatever else
 // runs, but not those that are pinned) off the cores that loops will take, if
 // there are others. Threads that Go starts later inherit that. Release lets them
-// back, once nobody else holds the cores.
+// back, once nobody else holds the cores. If KeepOff fails nothing is held.
 func KeepOff(taken []int) (release func() error, err error) {
 	held.Lock()
 	defer held.Unlock()
@@ -76,20 +102,37 @@ func KeepOff(taken []int) (release func() error, err error) {
 		held.cores[core]++
 	}
 	// A loop occupies one P for good; the rest of the program needs one more.
-	if want := len(held.cores) + 1; runtime.GOMAXPROCS(0) < want {
+	if now, want := runtime.GOMAXPROCS(0), len(held.cores)+1; now < want {
+		if held.procs == 0 {
+			held.procs = now
+		}
+		held.raised = want
 		runtime.GOMAXPROCS(want)
 	}
-	release = sync.OnceValue(func() error {
+	if err := shareOut(); err != nil {
+		return nil, errors.Join(err, letGo(taken))
+	}
+	return sync.OnceValue(func() error {
 		held.Lock()
 		defer held.Unlock()
-		for _, core := range taken {
-			if held.cores[core]--; held.cores[core] == 0 {
-				delete(held.cores, core)
-			}
+		return letGo(taken)
+	}), nil
+}
+
+// letGo ends the hold on cores; held is locked.
+func letGo(taken []int) error {
+	for _, core := range taken {
+		if held.cores[core]--; held.cores[core] == 0 {
+			delete(held.cores, core)
 		}
-		return shareOut()
-	})
-	return release, shareOut()
+	}
+	if len(held.cores) == 0 && held.procs > 0 {
+		if runtime.GOMAXPROCS(0) == held.raised { // or somebody else has set it since
+			runtime.GOMAXPROCS(held.procs)
+		}
+		held.procs = 0
+	}
+	return shareOut()
 }
 
 // shareOut moves the threads that are not pinned to the cores that nobody holds;
@@ -102,17 +145,20 @@ func shareOut() error {
 	if rest.Count() == 0 {
 		rest = held.original
 	}
-	return moveThreads(&rest, held.pinned)
+	for tid := range held.pinned {
+		isPinned(tid) // forgets those that have ended
+	}
+	return moveThreads(&rest, isPinned)
 }
 
 // Confine moves all threads of the process to one core, and returns what puts
 // them back where the calling thread may run now.
 func Confine(core int) (restore func() error, err error) {
-	var before, here unix.CPUSet
+	var before unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &before); err != nil {
 		return nil, fmt.Errorf("read the cores that this process may use: %w", err)
 	}
-	here.Set(core)
+	here := only(core)
 	if err := moveThreads(&here, nil); err != nil {
 		return nil, errors.Join(err, moveThreads(&before, nil))
 	}
@@ -121,8 +167,9 @@ func Confine(core int) (restore func() error, err error) {
 
 // moveThreads moves every thread that the process has, and those that they start
 // meanwhile, which inherit the affinity of whoever starts them: it looks again
-// until it finds no thread that it has not moved. It leaves out those in but.
-func moveThreads(to *unix.CPUSet, but map[int]struct{}) error {
+// until it finds no thread that it has not moved. But, if not nil, says which to
+// leave out.
+func moveThreads(to *unix.CPUSet, but func(tid int) bool) error {
 	moved := map[int]bool{}
 	for again := true; again; {
 		again = false
@@ -136,7 +183,7 @@ func moveThreads(to *unix.CPUSet, but map[int]struct{}) error {
 				continue
 			}
 			moved[tid], again = true, true
-			if _, leave := but[tid]; leave {
+			if but != nil && but(tid) {
 				continue
 			}
 			if err := unix.SchedSetaffinity(tid, to); err != nil && err != unix.ESRCH {

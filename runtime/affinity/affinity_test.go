@@ -102,6 +102,92 @@ func TestAThreadLeftBehindPinnedDoesNotNarrowTheProcess(t *testing.T) {
 	})
 }
 
+func TestCoresThatCannotBeTakenAreNotHeld(t *testing.T) {
+	cores, err := Allowed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := runtime.GOMAXPROCS(0)
+	defer runtime.GOMAXPROCS(before)
+	runtime.GOMAXPROCS(1)
+	// No thread can be moved to no core at all.
+	const somebody = 1000
+	held.Lock()
+	held.cores, held.original = map[int]int{somebody: 1}, unix.CPUSet{}
+	held.Unlock()
+	if release, err := KeepOff(cores[:1]); err == nil || release != nil {
+		t.Errorf("threads were moved to no core: %v", err)
+	}
+	held.Lock()
+	delete(held.cores, somebody)
+	left := len(held.cores)
+	held.Unlock()
+	if left > 0 {
+		t.Errorf("%d cores are held after a failure", left)
+	}
+	release, err := KeepOff(cores[:1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := runtime.GOMAXPROCS(0); n < 2 {
+		t.Errorf("GOMAXPROCS is %d with one core taken", n)
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	if n := runtime.GOMAXPROCS(0); n != 1 {
+		t.Errorf("GOMAXPROCS is %d after all cores were given back, was 1", n)
+	}
+}
+
+func TestOnlyAThreadThatIsStillBoundCountsAsPinned(t *testing.T) {
+	cores, err := Allowed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, err := KeepOff(cores[:1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tid int
+	pinned, end := make(chan error), make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // its thread ends with it
+		tid = unix.Gettid()
+		pinned <- Pin(cores[0])
+		<-end
+	}()
+	if err := <-pinned; err != nil {
+		t.Fatal(err)
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(tid, &set); err != nil || set != only(cores[0]) {
+		t.Errorf("a pinned thread was moved: %v, %v", set, err)
+	}
+	// Its number may go to another thread, which is not bound: as if this one had
+	// been given it.
+	if err := unix.SchedSetaffinity(tid, ptr(only(cores[len(cores)-1]))); err != nil {
+		t.Fatal(err)
+	}
+	if release, err = KeepOff(cores[:1]); err != nil {
+		t.Fatal(err)
+	}
+	held.Lock()
+	if n := len(held.pinned); n != 0 {
+		t.Errorf("%d threads are taken for pinned", n)
+	}
+	held.Unlock()
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	close(end)
+}
+
+func ptr[T any](v T) *T { return &v }
+
 // onAnotherThread calls f, but not on the process's first thread.
 func onAnotherThread(f func()) {
 	done := make(chan struct{})
