@@ -60,6 +60,11 @@ type Options struct {
 	Seed uint64
 	// Stripes is the number of locks of the store; 0 chooses by Memory.
 	Stripes int
+	// Allocate, if not nil, gives the memory for items, as store.Options says:
+	// an anonymous mapping, say, which the garbage collector does not count. If
+	// it is nil they are on Go's heap, and the collector waits until as much
+	// garbage has gathered beside them.
+	Allocate func(bytes int) ([]byte, error)
 }
 
 // Server is a memcached. It implements runtime.Handler for any number of shards
@@ -115,7 +120,7 @@ func New(o Options) (*Server, error) {
 	if o.Now.IsZero() {
 		o.Now = time.Now()
 	}
-	items, err := store.New(store.Options{Memory: o.Memory, MaxItem: o.MaxItem, Stripes: o.Stripes, Seed: o.Seed})
+	items, err := store.New(store.Options{Memory: o.Memory, MaxItem: o.MaxItem, Stripes: o.Stripes, Seed: o.Seed, Allocate: o.Allocate})
 	if err != nil {
 		return nil, fmt.Errorf("memcached: %w", err)
 	}

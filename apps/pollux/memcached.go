@@ -119,7 +119,7 @@ it as they say, and set it back at the end.`,
 		if err != nil {
 			return err
 		}
-		options := memcached.Options{MaxConns: conns, IdleTimeout: idle, CPU: serve.CPU}
+		options := memcached.Options{MaxConns: conns, IdleTimeout: idle, CPU: serve.CPU, Allocate: itemMemory}
 		if options.Memory, err = parseSize("memory", memory); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"sync"
 	"unsafe"
 )
@@ -61,10 +62,28 @@ func chunksFor(key, value int) int {
 }
 
 // slab is the memory of all chunks. It is a byte slice so that the garbage
-// collector does not scan it; Go aligns so large a slice to a page.
+// collector does not scan it.
 type slab []byte
 
-func newSlab(chunks int) slab { return make(slab, (chunks+1)*chunkSize) }
+// allocate makes a slab and the tables' entries, from one piece of memory.
+func allocate(from func(bytes int) ([]byte, error), chunks, entries int) (slab, []uint32, error) {
+	const entry = int(unsafe.Sizeof(uint32(0)))
+	size := (chunks + 1) * chunkSize
+	total := size + entries*entry
+	var memory []byte
+	if from == nil {
+		memory = make([]byte, total) // aligned to a page, as Go does with any so large
+	} else {
+		var err error
+		if memory, err = from(total); err != nil {
+			return nil, nil, fmt.Errorf("allocate %d bytes for items: %w", total, err)
+		}
+		if len(memory) < total || uintptr(unsafe.Pointer(&memory[0]))%unsafe.Alignof(header{}) != 0 {
+			return nil, nil, fmt.Errorf("allocate %d bytes for items: got %d bytes at %p", total, len(memory), memory)
+		}
+	}
+	return memory[:size:size], unsafe.Slice((*uint32)(unsafe.Pointer(&memory[size])), entries), nil
+}
 
 // header views the start of a chunk. The result aliases the slab.
 func (b slab) header(chunk uint32) *header {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -9,6 +10,8 @@ import (
 	"runtime/debug"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // resident is how many bytes of memory the process has from the kernel, without
@@ -226,4 +229,45 @@ func TestAFlushTouchesNoItem(t *testing.T) {
 		}
 	}
 	check(t, s)
+}
+
+// mapped is memory that Go knows nothing of.
+func mapped(t testing.TB) func(int) ([]byte, error) {
+	return func(bytes int) ([]byte, error) {
+		memory, err := unix.Mmap(-1, 0, bytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+		if err == nil {
+			t.Cleanup(func() { unix.Munmap(memory) })
+		}
+		return memory, err
+	}
+}
+
+func TestTheCollectorDoesNotCountMemoryThatIsNotGos(t *testing.T) {
+	const memory, seed = 48 << 20, 92
+	s := newStore(t, Options{Memory: memory, MaxItem: 1 << 20, Allocate: mapped(t)})
+	before := resident(t)
+	fill(t, s, rand.New(rand.NewPCG(seed, 1)), 2*memory, 1)
+	if grown := resident(t) - before; grown > memory*105/100 || grown < memory*95/100 {
+		t.Errorf("the process grew by %d bytes, %.1f %% of the limit", grown, 100*float64(grown)/memory)
+	}
+	check(t, s)
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	if m.HeapAlloc > memory/4 || m.NextGC > memory/2 {
+		t.Errorf("beside a full store of %d bytes the heap has %d, and grows to %d", memory, m.HeapAlloc, m.NextGC)
+	}
+}
+
+func TestMemoryThatDoesNotDoIsRefused(t *testing.T) {
+	for what, allocate := range map[string]func(int) ([]byte, error){
+		"no more memory":          func(int) ([]byte, error) { return nil, errors.New("no more memory") },
+		"got 1046639 bytes":       func(n int) ([]byte, error) { return make([]byte, n-1), nil },
+		"got 1046644 bytes at 0x": func(n int) ([]byte, error) { return make([]byte, n+8)[4:], nil },
+		"got 0 bytes":             func(n int) ([]byte, error) { return nil, nil },
+	} {
+		if _, err := New(Options{Memory: 1 << 20, MaxItem: 1 << 10, Allocate: allocate}); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("want %q: %v", what, err)
+		}
+	}
 }

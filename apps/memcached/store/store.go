@@ -5,7 +5,8 @@
 // so cores rarely meet. All items live in one slab of small chunks
 // without pointers: the garbage collector never looks inside, nothing is
 // allocated after New, and any freed chunk suits any item. Nothing here reads a
-// clock: the caller passes the time, in Unix seconds, with every call.
+// clock or asks the system for memory: the caller passes the time, in Unix
+// seconds, with every call, and may pass memory that is not Go's.
 package store
 
 import (
@@ -51,6 +52,10 @@ type Options struct {
 	// Seed makes the spreading of keys reproducible; 0 takes a random seed,
 	// which clients cannot exploit to make keys collide.
 	Seed uint64
+	// Allocate, if not nil, gives the memory for items and tables: so many bytes,
+	// all zero and at an address that is a multiple of 8, to be left to the Store
+	// for as long as it is used. If it is nil they are one object on Go's heap.
+	Allocate func(bytes int) ([]byte, error)
 }
 
 // Minimum is the smallest Options.Memory in bytes for a given Options.MaxItem:
@@ -85,7 +90,7 @@ type Store struct {
 	sizes sizes
 }
 
-// New allocates a Store. The memory is reserved at once and touched as it fills.
+// New makes a Store. The memory is reserved at once and touched as it fills.
 func New(o Options) (*Store, error) {
 	if o.MaxItem < minItemLimit || o.MaxItem > maxItemLimit {
 		return nil, fmt.Errorf("item size limit of %d bytes: must be between %d (1 KiB) and %d (1 GiB)", o.MaxItem, minItemLimit, maxItemLimit)
@@ -112,8 +117,12 @@ func New(o Options) (*Store, error) {
 	if chunks > maxChunks {
 		return nil, fmt.Errorf("memory limit of %d bytes is too large: the maximum is %d bytes (%d GiB)", o.Memory, maxChunks*chunkSize, maxChunks*chunkSize>>30)
 	}
+	slab, tables, err := allocate(o.Allocate, chunks, buckets*o.Stripes)
+	if err != nil {
+		return nil, err
+	}
 	s := &Store{
-		slab:    newSlab(chunks),
+		slab:    slab,
 		pool:    newPool(chunks),
 		stripes: make([]stripe, o.Stripes),
 		shift:   uint(64 - bits.Len(uint(o.Stripes-1))),
@@ -122,7 +131,6 @@ func New(o Options) (*Store, error) {
 		memory:  o.Memory,
 		hash:    hash,
 	}
-	tables := make([]uint32, buckets*o.Stripes)
 	for i := range s.stripes {
 		s.stripes[i].init(s, i, tables[i*buckets:(i+1)*buckets:(i+1)*buckets])
 	}
