@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -22,11 +23,14 @@ var ErrNoNAPI = errors.New("it has no NAPI instance")
 type Applied struct {
 	settings Settings
 	device   napi.Device
-	napis    []napi.NAPI
+	place    []int // the processors for interrupts, if those are moved
 
 	mu     sync.Mutex
-	conn   *napi.Conn // nil if nothing was set, or after Restore
-	record *record
+	conn   *napi.Conn // nil if no device is named, or after Restore
+	record *record    // nil if nothing was set
+	napis  []napi.NAPI
+	// coalescing is what the device made of Settings.Coalescing.
+	coalescing napi.Coalescing
 }
 
 // Apply sets a device of the calling thread's network namespace, and its
@@ -64,41 +68,42 @@ func Check(device string, cores []int, s Settings) error {
 		return err
 	}
 	defer c.Close()
-	_, err = (&Applied{settings: s}).prepare(c, device, cores)
-	return err
+	return (&Applied{settings: s}).prepare(c, device, cores)
 }
 
-// prepare finds the device and checks all that can be checked beforehand. It
-// returns the processors for the interrupts that are to be moved.
-func (a *Applied) prepare(c *napi.Conn, device string, cores []int) (place []int, err error) {
+// prepare finds the device and checks all that can be checked beforehand.
+func (a *Applied) prepare(c *napi.Conn, device string, cores []int) (err error) {
 	if a.device, err = c.Device(device); err != nil {
-		return nil, err
+		return err
 	}
-	a.napis, err = receiving(c, a.device)
+	all, err := c.NAPIs(a.device)
+	if err == nil {
+		a.napis, err = receiving(a.device, all)
+	}
 	if a.settings.nothing() {
-		return nil, nil // not to know them is no harm then
+		return nil // not to know them is no harm then
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := mayAdminister(); err != nil {
-		return nil, err
+		return err
 	}
 	if a.settings.PackInterrupts {
-		if place, err = a.settings.interruptCores(cores); err != nil {
-			return nil, err
+		if a.place, err = a.settings.interruptCores(cores); err != nil {
+			return err
 		}
 	}
 	if a.settings.polls() {
 		if err := napi.EpollSupported(); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	saved, err := c.Save(a.device)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return place, a.settings.check(saved, a.napis)
+	return a.settings.check(saved, a.napis)
 }
 
 func (a *Applied) apply(device string, cores []int) (err error) {
@@ -111,30 +116,37 @@ func (a *Applied) apply(device string, cores []int) (err error) {
 			c.Close()
 		}
 	}()
-	place, err := a.prepare(c, device, cores)
-	if err != nil || a.settings.nothing() {
+	if err := a.prepare(c, device, cores); err != nil {
 		return err
 	}
-	if a.record, err = newRecord(c, a.device); err != nil {
+	if a.settings.nothing() {
+		a.conn = c
+		return nil
+	}
+	r, err := newRecord(c, a.device)
+	if err != nil {
 		return err
 	}
 	// Only now does nobody else set the device; what an earlier process left
 	// behind has been put back.
 	saved, err := c.Save(a.device)
+	if err == nil {
+		a.napis, err = receiving(a.device, saved.NAPIs)
+	}
 	if err != nil {
-		return errors.Join(err, a.record.remove())
+		return errors.Join(err, r.remove())
 	}
-	a.record.State = saved
-	if err := a.record.write(); err != nil {
-		return errors.Join(err, a.record.remove())
+	r.State = saved
+	if err := r.write(); err != nil {
+		return errors.Join(err, r.remove())
 	}
-	if err := a.settings.set(c, saved, a.napis, place); err != nil {
+	if _, err := a.set(c, saved); err != nil {
 		if _, undo := c.Restore(saved); undo != nil {
-			return errors.Join(err, undo, a.record.file.Close()) // for RestoreDead
+			return errors.Join(err, undo, r.file.Close()) // for RestoreDead
 		}
-		return errors.Join(err, a.record.remove())
+		return errors.Join(err, r.remove())
 	}
-	a.conn = c
+	a.conn, a.record = c, r
 	return nil
 }
 
@@ -153,11 +165,7 @@ func mayAdminister() error {
 
 // receiving lists the NAPI instances of a device's receive queues, in their
 // order; all that it has if the kernel does not tell which those are.
-func receiving(c *napi.Conn, d napi.Device) ([]napi.NAPI, error) {
-	all, err := c.NAPIs(d)
-	if err != nil {
-		return nil, err
-	}
+func receiving(d napi.Device, all []napi.NAPI) ([]napi.NAPI, error) {
 	if len(all) == 0 {
 		return nil, fmt.Errorf("%w: the device is down, or of a kind without (the loopback), or it is a veth whose receive offload is off (ethtool -K %s gro on)", ErrNoNAPI, d.Name)
 	}
@@ -187,57 +195,128 @@ func (s Settings) check(saved napi.State, napis []napi.NAPI) error {
 
 func coalesces(s napi.State) bool { return s.Coalescing != nil && s.Coalescing.RxDelay != nil }
 
-// set changes the device to the settings, and stops at the first error.
-func (s Settings) set(c *napi.Conn, old napi.State, napis []napi.NAPI, place []int) error {
-	if s.Coalescing > 0 && coalesces(old) {
+// set changes what is not as the settings say, says what that was, and stops at
+// the first error.
+func (a *Applied) set(c *napi.Conn, now napi.State) (changed []string, err error) {
+	s := a.settings
+	if s.Coalescing > 0 && coalesces(now) && !reflect.DeepEqual(*now.Coalescing, a.coalescing) {
 		want := napi.Coalescing{RxDelay: &s.Coalescing}
-		if old.Coalescing.AdaptiveRx != nil {
+		if now.Coalescing.AdaptiveRx != nil {
 			want.AdaptiveRx = new(bool) // or the device would go on choosing by itself
 		}
-		if err := c.SetCoalescing(old.Device, want); err != nil {
-			return err
+		if err := c.SetCoalescing(now.Device, want); err != nil {
+			return changed, err
 		}
+		// Some round what they are told.
+		if a.coalescing, err = c.Coalescing(now.Device); err != nil {
+			return changed, err
+		}
+		changed = append(changed, "interrupt coalescing")
 	}
-	if s.timersOn(coalesces(old)) {
-		if err := s.setTimers(c, old, napis); err != nil {
-			return err
+	if s.timersOn(coalesces(now)) {
+		timers, err := s.setTimers(c, now, a.napis)
+		changed = append(changed, timers...)
+		if err != nil {
+			return changed, err
 		}
 	}
 	if s.PackInterrupts {
-		for i, n := range napis {
-			if err := moveInterrupt(n, place[i%len(place)]); err != nil {
-				return err
+		for i, n := range a.napis {
+			moved, err := moveInterrupt(now, n, []int{a.place[i%len(a.place)]})
+			changed = append(changed, moved...)
+			if err != nil {
+				return changed, err
 			}
 		}
 	}
-	return nil
+	return changed, nil
 }
 
-func (s Settings) setTimers(c *napi.Conn, old napi.State, napis []napi.NAPI) error {
-	if old.Defaults != nil {
-		return c.SetDefaults(old.Device, napi.Defaults{DeferHardIRQs: s.DeferHardIRQs, GROFlushTimeout: s.GROFlushTimeout})
-	}
-	for _, n := range napis {
-		err := c.Set(n.ID, napi.Settings{DeferHardIRQs: s.DeferHardIRQs, GROFlushTimeout: s.GROFlushTimeout, IRQSuspendTimeout: s.IRQSuspendTimeout})
-		if err != nil {
-			return err
+func (s Settings) setTimers(c *napi.Conn, now napi.State, napis []napi.NAPI) (changed []string, err error) {
+	if now.Defaults != nil {
+		want := napi.Defaults{DeferHardIRQs: s.DeferHardIRQs, GROFlushTimeout: s.GROFlushTimeout}
+		if *now.Defaults == want {
+			return nil, nil
 		}
+		return []string{"timers"}, c.SetDefaults(now.Device, want)
 	}
-	return nil
+	want := s.napi()
+	for _, n := range napis {
+		is := n.Settings
+		is.Threaded = nil
+		if is == want {
+			continue
+		}
+		if err := c.Set(n.ID, want); err != nil {
+			return changed, err
+		}
+		changed = append(changed, fmt.Sprintf("timers of NAPI %d", n.ID))
+	}
+	return changed, nil
 }
 
 // moveInterrupt puts a queue's interrupt on a processor, or the thread that
 // stands for it (lab's, on a veth), or both.
-func moveInterrupt(n napi.NAPI, core int) error {
-	if n.IRQ > 0 {
-		if err := napi.SetInterruptCores(n.IRQ, []int{core}); err != nil {
-			return err
+func moveInterrupt(now napi.State, n napi.NAPI, core []int) (changed []string, err error) {
+	if n.IRQ > 0 && !slices.Equal(now.Interrupts[n.IRQ], core) {
+		if err := napi.SetInterruptCores(n.IRQ, core); err != nil {
+			return changed, err
+		}
+		changed = append(changed, fmt.Sprintf("place of interrupt %d", n.IRQ))
+	}
+	if n.Thread > 0 && !slices.Equal(now.Threads[n.ID], core) {
+		if err := napi.SetThreadCores(n.Thread, core); err != nil {
+			return changed, err
+		}
+		changed = append(changed, fmt.Sprintf("place of the thread of NAPI %d", n.ID))
+	}
+	return changed, nil
+}
+
+// Renew looks whether the device is still as it was set, and sets again what is
+// not. A link that goes down and up, another number of queues (ethtool -L) and a
+// driver's reset give it new NAPI instances, with settings of the kernel's own;
+// others (irqbalance) move interrupts. What the new ones had is written down
+// first, for Restore. It says what was not as it should be; with an error, as
+// while the device is down, the mode is not in force.
+func (a *Applied) Renew() (changed []string, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.conn == nil {
+		return nil, nil
+	}
+	now, err := a.conn.Save(a.device)
+	if err != nil {
+		return nil, err
+	}
+	napis, err := receiving(a.device, now.NAPIs)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range napis {
+		if !slices.ContainsFunc(a.napis, func(old napi.NAPI) bool { return old.ID == n.ID }) {
+			changed = append(changed, fmt.Sprintf("new NAPI %d", n.ID))
 		}
 	}
-	if n.Thread > 0 {
-		return napi.SetThreadCores(n.Thread, []int{core})
+	for _, old := range a.napis {
+		if !slices.ContainsFunc(napis, func(n napi.NAPI) bool { return n.ID == old.ID }) {
+			changed = append(changed, fmt.Sprintf("NAPI %d gone", old.ID))
+		}
 	}
-	return nil
+	a.napis = napis
+	if a.record == nil {
+		return changed, nil
+	}
+	if err := a.settings.check(now, napis); err != nil {
+		return changed, err
+	}
+	if len(changed) > 0 {
+		if err := a.record.addNAPIs(now, a.settings.napi()); err != nil {
+			return changed, err
+		}
+	}
+	set, err := a.set(a.conn, now)
+	return append(changed, set...), err
 }
 
 // Epoll returns what is to be set on epoll instances that wait for the device's
@@ -252,8 +331,13 @@ func (a *Applied) Polls() bool { return a.settings.polls() }
 func (a *Applied) Settings() Settings { return a.settings }
 
 // NAPIs lists the instances of the device's receive queues in their order, as
-// they were before; none if it has none, or no device was named.
-func (a *Applied) NAPIs() []napi.NAPI { return a.napis }
+// they were found last, by Apply or Renew; none if it has none, or no device was
+// named.
+func (a *Applied) NAPIs() []napi.NAPI {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.napis
+}
 
 // File is where the old settings are written, "" if nothing was set.
 func (a *Applied) File() string {
@@ -271,7 +355,7 @@ func (a *Applied) File() string {
 func (a *Applied) SetEpoll(p *napi.Process, fd int) (bool, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.conn == nil {
+	if a.record == nil {
 		return false, errors.New("set an epoll instance: nothing is applied")
 	}
 	borrowed, err := p.Borrow(fd)
@@ -304,13 +388,18 @@ func (a *Applied) Restore() error {
 	if a.conn == nil {
 		return nil
 	}
-	_, err := a.conn.Restore(a.record.State)
-	if err := errors.Join(err, a.record.restoreEpolls()); err != nil {
-		return err
+	if a.record != nil {
+		_, err := a.conn.Restore(a.record.State)
+		if err := errors.Join(err, a.record.restoreEpolls()); err != nil {
+			return err
+		}
+		if err := a.record.remove(); err != nil {
+			return err
+		}
 	}
 	a.conn.Close()
-	a.conn = nil
-	return a.record.remove()
+	a.conn, a.record = nil, nil
+	return nil
 }
 
 // onlineCores lists the machine's processors that are in use.

@@ -454,6 +454,41 @@ func TestWhatADeviceThatIsDownKeepsIsPutBackOnceItIsUp(t *testing.T) {
 	}
 }
 
+func TestWhatOthersChangeMeanwhileIsSetAgain(t *testing.T) {
+	v := napitest.New(t, 2, true)
+	before := unusual(t, v)
+	s := mustSettings(t, runtime.KernelPolling)
+	s.PackInterrupts = true
+	a, err := apply(t, v, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	during := state(t, v)
+	if changed, err := a.Renew(); err != nil || len(changed) != 0 {
+		t.Errorf("nothing has changed: %v, %v", changed, err)
+	}
+	v.Do(t, func() error {
+		c, err := napi.Open()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return errors.Join(c.Set(during.NAPIs[1].ID, napi.Settings{}), napi.SetThreadCores(during.NAPIs[0].Thread, []int{0}))
+	})
+	if changed, err := a.Renew(); err != nil || len(changed) != 2 {
+		t.Errorf("two things have changed: %v, %v", changed, err)
+	}
+	if now := state(t, v); !reflect.DeepEqual(now, during) {
+		t.Errorf("was %+v\nis  %+v", during, now)
+	}
+	if err := a.Restore(); err != nil {
+		t.Fatal(err)
+	}
+	if after := state(t, v); !reflect.DeepEqual(after, before) {
+		t.Errorf("was %+v\nis  %+v", before, after)
+	}
+}
+
 func TestCoalescingStandsForTheTimersOnlyWhereNothingPollsOrSuspends(t *testing.T) {
 	for _, mode := range runtime.Modes(runtime.Kernel) {
 		s := mustSettings(t, mode)

@@ -146,6 +146,11 @@ func (s Settings) Epoll() napi.EpollParams {
 	return napi.EpollParams{BusyPoll: s.BusyPoll, Budget: s.Budget, Prefer: s.Prefer}
 }
 
+// napi returns what is to be set on NAPI instances.
+func (s Settings) napi() napi.Settings {
+	return napi.Settings{DeferHardIRQs: s.DeferHardIRQs, GROFlushTimeout: s.GROFlushTimeout, IRQSuspendTimeout: s.IRQSuspendTimeout}
+}
+
 // polls says whether epoll_wait is to poll the device.
 func (s Settings) polls() bool { return s.Budget > 0 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -178,6 +179,40 @@ func (r *record) addEpoll(pid, fd int, old, set napi.EpollParams) error {
 		}
 	}
 	r.Epolls = append(r.Epolls, e)
+	return r.write()
+}
+
+// addNAPIs notes the settings of NAPI instances and interrupts that have come
+// since. What one of them has of those that were set is left over from the one
+// before it on its queue (a veth keeps irq_suspend_timeout), and so what that one
+// had is to be put back.
+func (r *record) addNAPIs(now napi.State, set napi.Settings) error {
+	before := slices.Clone(r.State.NAPIs)
+	for _, n := range now.NAPIs {
+		if slices.ContainsFunc(r.State.NAPIs, func(old napi.NAPI) bool { return old.ID == n.ID }) {
+			continue
+		}
+		old := napi.Settings{}
+		if i := slices.IndexFunc(before, func(b napi.NAPI) bool { return b.Queue == n.Queue }); i >= 0 {
+			old = before[i].Settings
+		}
+		if set.DeferHardIRQs != 0 && n.Settings.DeferHardIRQs == set.DeferHardIRQs {
+			n.Settings.DeferHardIRQs = old.DeferHardIRQs
+		}
+		if set.GROFlushTimeout != 0 && n.Settings.GROFlushTimeout == set.GROFlushTimeout {
+			n.Settings.GROFlushTimeout = old.GROFlushTimeout
+		}
+		if set.IRQSuspendTimeout != 0 && n.Settings.IRQSuspendTimeout == set.IRQSuspendTimeout {
+			n.Settings.IRQSuspendTimeout = old.IRQSuspendTimeout
+		}
+		r.State.NAPIs = append(r.State.NAPIs, n)
+		if cores, found := now.Threads[n.ID]; found {
+			r.State.Threads[n.ID] = cores
+		}
+		if _, known := r.State.Interrupts[n.IRQ]; !known && n.IRQ > 0 {
+			r.State.Interrupts[n.IRQ] = now.Interrupts[n.IRQ]
+		}
+	}
 	return r.write()
 }
 

@@ -180,8 +180,10 @@ func (r *Runtime) Start() error {
 		r.running.Wait()
 		return errors.Join(failure, r.release(), r.giveBack())
 	}
+	stop := r.keep()
 	go func() {
 		r.running.Wait()
+		stop()
 		if err := errors.Join(r.release(), r.giveBack()); err != nil {
 			r.fail(err)
 		}

@@ -35,6 +35,9 @@ type Counters struct {
 	// NAPIForeign are the connections received by another NAPI instance than
 	// the loop's own, NAPIUnknown those of a device that has none.
 	NAPIForeign, NAPIUnknown uint64
+	// DeviceChanges are the times that the device was not as the mode had set it
+	// any more, whether it could be set again or not.
+	DeviceChanges uint64
 }
 
 // Statistics is a snapshot of one shard.

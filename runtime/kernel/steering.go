@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/pollux-net/pollux/bpf/steer"
 	"github.com/pollux-net/pollux/runtime/kernel/napi"
@@ -42,12 +43,8 @@ func (r *Runtime) prepare() error {
 		return fmt.Errorf("mode %s: %s has %d receive queues for %d cores, and a loop polls one queue: set as many queues as there are cores (ethtool -L %s combined %d, or rx %d)",
 			c.Mode, c.Device, len(napis), s.shards, c.Device, s.shards, s.shards)
 	}
-	if len(napis) >= s.shards {
-		s.owners = map[uint32]int{}
-		for i, n := range napis {
-			s.owners[n.ID] = i % s.shards
-		}
-	} else if c.Device != "" && !c.Unsteered {
+	s.owners = s.own(napis)
+	if s.owners == nil && c.Device != "" && !c.Unsteered {
 		slog.Info("connections go to cores by the kernel's hash: there are fewer queues than cores", "device", c.Device, "queues", len(napis), "cores", s.shards)
 	}
 	s.loaded = s.owners != nil && s.shards > 1 && !c.Unsteered
@@ -120,6 +117,100 @@ func unsteered(err error) error {
 		return nil
 	}
 	return fmt.Errorf("steer connections to the core that polls their queue (or do without: --steer=false): %w", err)
+}
+
+// own gives each NAPI instance to a shard; nil if they are too few for that.
+func (s *steering) own(napis []napi.NAPI) map[uint32]int {
+	if len(napis) < s.shards {
+		return nil
+	}
+	owners := map[uint32]int{}
+	for i, n := range napis {
+		owners[n.ID] = i % s.shards
+	}
+	return owners
+}
+
+// change has the groups' programs go by other owners.
+func (s *steering) change(owners map[uint32]int) error {
+	var errs []error
+	for _, g := range s.groups {
+		for id := range s.owners {
+			if _, kept := owners[id]; !kept {
+				errs = append(errs, g.program.ForgetNAPI(id))
+			}
+		}
+		for id, shard := range owners {
+			errs = append(errs, g.program.SetNAPI(id, shard))
+		}
+	}
+	s.owners = owners
+	return errors.Join(errs...)
+}
+
+// renewInterval is how often it is looked whether the device is still as it was
+// set.
+const renewInterval = time.Second
+
+// keep has the device set again whenever something took the mode out of force,
+// and connections steered by the queues that there are then. It ends, at the
+// latest in a moment, when stop is called.
+func (r *Runtime) keep() (stop func()) {
+	if r.applied.File() == "" && !r.steering.loaded {
+		return func() {}
+	}
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		complained := ""
+		for tick := time.NewTicker(renewInterval); ; {
+			select {
+			case <-end:
+				tick.Stop()
+				return
+			case <-tick.C:
+			}
+			changed, err := r.renew()
+			said := ""
+			if err != nil {
+				said = err.Error()
+			}
+			if said != "" && said != complained {
+				changed = true
+				slog.Error("the device is not as the mode needs it", "device", r.config.Device, "mode", r.config.Mode, "error", err)
+			}
+			complained = said
+			if changed {
+				for _, l := range r.loops {
+					l.mailbox.post(func() { l.counters.DeviceChanges++ })
+				}
+			}
+		}
+	}()
+	return func() { close(end); <-ended }
+}
+
+func (r *Runtime) renew() (changed bool, err error) {
+	found, err := r.applied.Renew()
+	if len(found) == 0 {
+		return false, err
+	}
+	slog.Warn("the device was not as the mode had set it any more, and is set again", "device", r.config.Device, "mode", r.config.Mode, "found", found)
+	napis := r.applied.NAPIs()
+	owners := r.steering.own(napis)
+	err = errors.Join(err, r.steering.change(owners))
+	if r.applied.Polls() && len(napis) != len(r.loops) {
+		err = errors.Join(err, fmt.Errorf("it has %d receive queues for %d loops by now, and a loop polls one queue: set as many (ethtool -L %s)", len(napis), len(r.loops), r.config.Device))
+	}
+	for i, l := range r.loops {
+		l.mailbox.post(func() {
+			l.owners, l.napi = owners, 0
+			if len(napis) == len(r.loops) {
+				l.napi = napis[i].ID
+			}
+		})
+	}
+	return true, err
 }
 
 // giveBack undoes prepare and steer. It may be called again.

@@ -289,3 +289,52 @@ func TestConnectionsThatArriveDuringTheStartComeFromTheirLoopsOwnQueue(t *testin
 		}
 	}
 }
+
+func TestALinkThatWentDownAndUpIsSetAndSteeredAgain(t *testing.T) {
+	cores, err := affinity.Allowed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cores = []int{cores[0], cores[len(cores)-1]}
+	logged := capture(t)
+	v := veth(t, 2)
+	want := mustSettings(t, polluxruntime.KernelPolling)
+	t.Run("served", func(t *testing.T) {
+		r := serveVeth(t, v, Config{Mode: polluxruntime.KernelPolling, Cores: cores}, &echo{})
+		before := state(t, v)
+		v.SetUp(t, false)
+		v.SetUp(t, true)
+		if now := state(t, v); now.NAPIs[0].ID == before.NAPIs[0].ID {
+			t.Fatal("it has the NAPI instances that it had: this shows nothing")
+		}
+		eventually(t, "the device is set again", func() bool {
+			for _, n := range state(t, v).NAPIs {
+				if n.Settings.IRQSuspendTimeout != want.IRQSuspendTimeout || n.Settings.GROFlushTimeout != want.GROFlushTimeout {
+					return false
+				}
+			}
+			return true
+		})
+		eventually(t, "that is counted", func() bool { return statistics(t, r)[1].DeviceChanges > 0 })
+		const connections = 60
+		for i := range connections {
+			if err := ask(dialVeth(t, v, r), fmt.Sprint("connection ", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		now := state(t, v)
+		for i, s := range statistics(t, r) {
+			if s.NAPIForeign+s.NAPIUnknown > 0 || s.Accepted == 0 || s.NAPI != now.NAPIs[i].ID {
+				t.Errorf("NAPI %d: %+v", now.NAPIs[i].ID, s)
+			}
+		}
+		if !strings.Contains(logged(), "set again") {
+			t.Errorf("the log says %q", logged())
+		}
+	})
+	for _, n := range state(t, v).NAPIs {
+		if n.Settings.IRQSuspendTimeout != 0 || n.Settings.GROFlushTimeout != 0 || n.Settings.DeferHardIRQs != 0 {
+			t.Errorf("left %+v", n)
+		}
+	}
+}
