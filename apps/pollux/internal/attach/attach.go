@@ -12,6 +12,7 @@ import (
 	"os"
 	goruntime "runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pollux-net/pollux/runtime/kernel"
@@ -26,7 +27,8 @@ type Config struct {
 	// Device is the one that their connections come through, in that namespace.
 	Device   string
 	Settings kernel.Settings
-	// Interval is how often it looks for new epoll instances; default a second.
+	// Interval is how often it looks for new epoll instances, and at the device;
+	// default a second.
 	Interval time.Duration
 	// Watcher is the command of kernel.Applied.Watch; none if it is empty.
 	Watcher []string
@@ -85,8 +87,10 @@ type attachment struct {
 	Config
 	processes []*napi.Process
 	applied   *kernel.Applied
-	// known is the last line about each epoll instance.
-	known map[key]string
+	// known is the last line about each epoll instance, trouble that about the
+	// device.
+	known   map[key]string
+	trouble string
 }
 
 type key struct{ pid, fd int }
@@ -262,8 +266,28 @@ func (a *attachment) watch(ctx context.Context) error {
 	}
 }
 
-// look sets epoll instances that are not yet, and reports what is new.
+// renew sets the device again where something else has changed it: it may have
+// new NAPI instances.
+func (a *attachment) renew() {
+	changed, err := a.applied.Renew()
+	if len(changed) > 0 {
+		a.say("%s was not as it had been set any more, and is set again: %s", a.Device, strings.Join(changed, ", "))
+		a.describe()
+	}
+	trouble := ""
+	if err != nil {
+		trouble = err.Error()
+		if trouble != a.trouble {
+			a.say("%s cannot be set again: %v", a.Device, err)
+		}
+	}
+	a.trouble = trouble
+}
+
+// look sets the device and epoll instances where they are not, or not any more,
+// and reports what is new.
 func (a *attachment) look() error {
+	a.renew()
 	for _, p := range a.processes {
 		fds, err := epolls(p.PID)
 		if errors.Is(err, napi.ErrGone) {

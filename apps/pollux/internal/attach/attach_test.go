@@ -22,6 +22,7 @@ import (
 	"github.com/pollux-net/pollux/runtime"
 	"github.com/pollux-net/pollux/runtime/kernel"
 	"github.com/pollux-net/pollux/runtime/kernel/napi"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -383,6 +384,41 @@ func TestEpollInstancesThatComeLaterAreSetAndTheEndOfTheLastProcessDetaches(t *t
 	}
 }
 
+func TestADeviceThatWentDownAndUpIsSetAgainWhileAttached(t *testing.T) {
+	l := newLab(t, "flap")
+	s := newServer(t, l)
+	s.newEpoll()
+	a := attachTo(t, s.pid())
+	want := kernelPolling(t)
+	set := func() bool {
+		list := state(t, l).NAPIs
+		return len(list) > 0 && list[0].Settings.IRQSuspendTimeout == want.IRQSuspendTimeout && list[0].Settings.GROFlushTimeout == want.GROFlushTimeout
+	}
+	eventually(t, "the device is set", set)
+	old := state(t, l).NAPIs[0].ID
+	err := l.Do(lab.Server, func() error {
+		link, err := netlink.LinkByName(lab.ServerInterface)
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.LinkSetDown(link), netlink.LinkSetUp(link))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id := state(t, l).NAPIs[0].ID; id == old {
+		t.Fatal("it has the NAPI instance that it had: this shows nothing")
+	}
+	eventually(t, "the device is set again", set)
+	eventually(t, "that is said", func() bool { return strings.Contains(a.out.String(), fmt.Sprintf("NAPI %d gone", old)) })
+	if err := a.end(); err != nil {
+		t.Fatal(err)
+	}
+	if n := state(t, l).NAPIs[0]; n.Settings.IRQSuspendTimeout != 0 || n.Settings.GROFlushTimeout != 0 {
+		t.Errorf("left %+v", n)
+	}
+}
+
 func TestAfterSIGKILLOfAttachTheServerIsAsItWas(t *testing.T) {
 	l := newLab(t, "sigkill")
 	before := state(t, l)
@@ -474,17 +510,22 @@ func TestTheVerdictSaysWhetherTheKernelCanPollForAnEpollInstance(t *testing.T) {
 	for _, c := range []struct {
 		connections map[uint32]int
 		listening   int
+		more        bool
 		want        string
 	}{
-		{nil, 0, "no connections yet"},
-		{nil, 1, "only listens"},
-		{map[uint32]int{7: 3}, 1, "all its connections come through NAPI 7"},
-		{map[uint32]int{0: 1, 8: 3}, 0, "all its connections come through NAPI 8"},
-		{map[uint32]int{7: 1, 8: 3}, 0, "2 NAPIs (7, 8)"},
-		{map[uint32]int{0: 2}, 0, "NAPI id 0"},
-		{map[uint32]int{7: 1, 99: 1}, 0, "NAPI 99 of another device"},
+		{nil, 0, false, "no connections yet"},
+		{nil, 1, false, "only listens"},
+		{nil, 1, true, "of its first 1024 sockets: no connections yet"},
+		{map[uint32]int{7: 3}, 1, false, "all its connections come through NAPI 7"},
+		{map[uint32]int{7: 3}, 1, true, "of its first 1024 sockets: connections come through NAPI 7"},
+		{map[uint32]int{0: 1, 8: 3}, 0, false, "all its connections come through NAPI 8"},
+		{map[uint32]int{7: 1, 8: 3}, 0, false, "2 NAPIs (7, 8)"},
+		{map[uint32]int{7: 1, 8: 3}, 0, true, "of its first 1024 sockets: its connections come through 2 NAPIs (7, 8)"},
+		{map[uint32]int{0: 2}, 0, false, "NAPI id 0"},
+		{map[uint32]int{7: 1, 99: 1}, 0, false, "NAPI 99 of another device"},
 	} {
-		if got := (waiting{c.connections, c.listening}).verdict(ours); !strings.Contains(got, c.want) {
+		got := waiting{c.connections, c.listening, c.more}.verdict(ours)
+		if !strings.Contains(got, c.want) || c.more && strings.Contains(got, "all its") {
 			t.Errorf("%v: %q, want %q", c.connections, got, c.want)
 		}
 	}

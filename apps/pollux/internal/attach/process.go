@@ -54,6 +54,8 @@ type waiting struct {
 	connections map[uint32]int
 	// listening counts the sockets that only accept.
 	listening int
+	// more says that there are others, at which was not looked.
+	more bool
 }
 
 // mostSockets bounds how many sockets of an epoll instance are looked at.
@@ -78,6 +80,7 @@ func waitingFor(p *napi.Process, epoll int) (waiting, error) {
 			continue
 		}
 		if seen++; seen > mostSockets {
+			w.more = true
 			break
 		}
 		if err := w.add(p, fd); err != nil && !errors.Is(err, napi.ErrGone) {
@@ -117,19 +120,27 @@ func (w waiting) verdict(ours []napi.NAPI) string {
 	foreign := slices.DeleteFunc(slices.Clone(received), func(id uint32) bool {
 		return slices.ContainsFunc(ours, func(n napi.NAPI) bool { return n.ID == id })
 	})
+	said := ""
 	switch {
-	case len(ids) == 0 && w.listening > 0:
-		return "only listens"
+	case len(ids) == 0 && w.listening > 0 && !w.more:
+		said = "only listens"
 	case len(ids) == 0:
-		return "no connections yet"
+		said = "no connections yet"
 	case len(received) == 0:
-		return "NAPI id 0: its connections have received nothing yet, or come through a device without NAPI (the loopback), which cannot be polled"
+		said = "NAPI id 0: its connections have received nothing yet, or come through a device without NAPI (the loopback), which cannot be polled"
 	case len(foreign) > 0:
-		return fmt.Sprintf("connections come through NAPI %s of another device, which has not been set", join(foreign))
+		said = fmt.Sprintf("connections come through NAPI %s of another device, which has not been set", join(foreign))
 	case len(received) > 1:
-		return fmt.Sprintf("its connections come through %d NAPIs (%s), of which the kernel polls one at a time: steer each to the thread of its queue (SO_REUSEPORT), or use one queue", len(received), join(received))
+		said = fmt.Sprintf("its connections come through %d NAPIs (%s), of which the kernel polls one at a time: steer each to the thread of its queue (SO_REUSEPORT), or use one queue", len(received), join(received))
+	case w.more:
+		said = fmt.Sprintf("connections come through NAPI %d, as they should", received[0])
+	default:
+		said = fmt.Sprintf("all its connections come through NAPI %d, as they should", received[0])
 	}
-	return fmt.Sprintf("all its connections come through NAPI %d, as they should", received[0])
+	if w.more {
+		said = fmt.Sprintf("of its first %d sockets: %s", mostSockets, said)
+	}
+	return said
 }
 
 func join(ids []uint32) string {
