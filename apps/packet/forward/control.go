@@ -131,6 +131,7 @@ type Control struct {
 	interfaces []string
 	index      []int // kernel's index of each port's interface, 0 if unknown
 	mtu        []int // of the interface, 0 if unknown
+	up         []bool
 	builder    *fib.Builder
 	routes     map[netip.Prefix]uint32
 	ids        map[string]uint32
@@ -170,7 +171,7 @@ type knownNeighbour struct {
 
 func newControl(f *Forwarder, interfaces []string) *Control {
 	c := &Control{
-		forwarder: f, interfaces: interfaces, index: make([]int, len(interfaces)), mtu: make([]int, len(interfaces)),
+		forwarder: f, interfaces: interfaces, index: make([]int, len(interfaces)), mtu: make([]int, len(interfaces)), up: make([]bool, len(interfaces)),
 		builder: fib.NewBuilder(), routes: map[netip.Prefix]uint32{}, ids: map[string]uint32{},
 		addresses: map[int][]netip.Prefix{}, known: map[neighbourKey]*knownNeighbour{},
 		hops: make([]hopRecord, 1), set: &rules.Set{}, nat: &natRules{},
@@ -206,7 +207,7 @@ func (c *Control) Apply(u routes.Update) error {
 			case l.Deleted && c.index[i] == l.Interface:
 				c.index[i] = 0
 			case !l.Deleted && name == l.Name:
-				c.index[i], c.mtu[i] = l.Interface, l.MTU
+				c.index[i], c.mtu[i], c.up[i] = l.Interface, l.MTU, l.Up
 			}
 		}
 	}
@@ -414,17 +415,35 @@ func (c *Control) publish() {
 				h.kind = hopAway
 				break
 			}
+			if !c.up[port] {
+				// The kernel takes such routes away without a word (IPv4), and that is
+				// noticed only by the next list of all routes.
+				h = hop{}
+				break
+			}
 			h.port = int8(port)
 			if h.kind == hopVia {
 				if n := s.neighbours.find(port, h.gateway); n != nil {
 					h.mac, h.resolved = n.mac, true
 				}
 			}
-		case hopSeveral:
-			h.first, h.n = uint32(len(s.members)), uint32(len(r.members))
-			s.members = append(s.members, r.members...)
 		}
 		s.hops[i] = h
+	}
+	for i := range s.hops {
+		h := &s.hops[i]
+		if h.kind != hopSeveral {
+			continue
+		}
+		h.first = uint32(len(s.members))
+		for _, m := range c.hops[i].members {
+			if s.hops[m].kind != hopNone {
+				s.members = append(s.members, m)
+			}
+		}
+		if h.n = uint32(len(s.members)) - h.first; h.n == 0 {
+			*h = hop{}
+		}
 	}
 	c.current.Store(s)
 	for _, shard := range c.forwarder.shards {

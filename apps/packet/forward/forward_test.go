@@ -190,7 +190,7 @@ func TestErrorsTellTheSenderWhatBecameOfThePacket(t *testing.T) {
 	b := newBed(t, 2, wire.Config{}, forward.Config{})
 	defer b.close()
 	b.apply(routes.Update{Routes: []routes.Route{{Prefix: netip.MustParsePrefix("31.0.0.0/8"), Unreachable: true}},
-		Links: []routes.Link{{Interface: 2, Name: "p1", MTU: 1400}}})
+		Links: []routes.Link{{Interface: 2, Name: "p1", MTU: 1400, Up: true}}})
 	for _, c := range []struct {
 		p         packet
 		kind      byte
@@ -259,7 +259,7 @@ func TestALargePacketIsFragmentedAndItsPiecesMakeItUp(t *testing.T) {
 	variants(t, func(t *testing.T, c forward.Config) {
 		b := newBed(t, 2, wire.Config{}, c)
 		defer b.close()
-		b.apply(routes.Update{Links: []routes.Link{{Interface: 2, Name: "p1", MTU: 600}}})
+		b.apply(routes.Update{Links: []routes.Link{{Interface: 2, Name: "p1", MTU: 600, Up: true}}})
 		in := packet{from: addr4(0, 2), to: addr4(1, 2), payload: 1400}.frame()
 		b.send(0, in)
 		b.step(time.Millisecond)
@@ -413,6 +413,85 @@ func TestANeighbourThatAnswersWithoutItsEthernetAddressIsKept(t *testing.T) {
 	b.step(time.Millisecond)
 	if f := b.one(1); !bytes.Equal(f[:6], mac[:]) || f[20] != 17 {
 		t.Errorf("the neighbour was forgotten: %x", f)
+	}
+}
+
+func TestPacketsThatWaitAreDecidedAnewWhenRoutesChange(t *testing.T) {
+	for _, after := range []string{"another route", "no route", "a rule", "nothing"} {
+		b := newBed(t, 3, wire.Config{}, forward.Config{})
+		silent := addr4(1, 9)
+		b.apply(routes.Update{Routes: []routes.Route{{Prefix: netip.MustParsePrefix("20.0.0.0/8"), NextHops: []routes.NextHop{{Gateway: silent, Interface: 2}}}}})
+		b.step(time.Millisecond)
+		b.one(1) // the question
+		for i := range 3 {
+			b.send(0, packet{from: addr4(0, 2), to: netip.MustParseAddr("20.0.0.1"), sport: uint16(i)}.frame())
+		}
+		b.step(time.Millisecond)
+		b.out(1)
+		held := b.total().Held
+		switch after {
+		case "another route":
+			b.apply(routes.Update{Routes: []routes.Route{via("20.0.0.0/8", 2)}})
+		case "no route":
+			b.apply(routes.Update{Deleted: []netip.Prefix{netip.MustParsePrefix("20.0.0.0/8")}})
+		case "a rule":
+			load(t, b, "deny to 20.0.0.0/8")
+		default:
+			b.apply(routes.Update{Routes: []routes.Route{via("21.0.0.0/8", 2)}})
+		}
+		b.step(time.Millisecond)
+		forwarded, errors, d := b.out(2), b.out(0), b.drops()
+		switch {
+		case held != 3:
+			t.Errorf("%d packets waited, want 3", held)
+		case after == "nothing":
+			if b.total().Held != 3 || len(forwarded)+len(errors)+len(d) != 0 {
+				t.Errorf("%d still wait, %d were forwarded, dropped %v; want 3 that wait", b.total().Held, len(forwarded), d)
+			}
+		case b.total().Held != 0,
+			after == "another route" && len(forwarded) != 3,
+			after == "no route" && (d["no-route"] != 3 || len(errors) != 3),
+			after == "a rule" && d["denied"] != 3:
+			t.Errorf("%s: %d wait, %d were forwarded, dropped %v, %d errors", after, b.total().Held, len(forwarded), d, len(errors))
+		}
+		for i, f := range forwarded {
+			if be.Uint16(f[34:]) != uint16(i) {
+				t.Errorf("%s: packet %d came in place %d", after, be.Uint16(f[34:]), i)
+			}
+		}
+		b.close()
+	}
+}
+
+func TestNoRouteLeadsOverALinkThatIsDown(t *testing.T) {
+	b := newBed(t, 3, wire.Config{}, forward.Config{})
+	defer b.close()
+	several := via("21.0.0.0/8", 1)
+	several.NextHops = append(several.NextHops, via("21.0.0.0/8", 2).NextHops...)
+	b.apply(routes.Update{Routes: []routes.Route{via("20.0.0.0/8", 1), several}})
+	set := func(up bool) {
+		b.apply(routes.Update{Links: []routes.Link{{Interface: 2, Name: "p1", MTU: 1500, Up: up}}})
+	}
+	sent := func(to netip.Addr) (one, two, errors int) {
+		for i := range 20 {
+			b.send(0, packet{from: addr4(0, 2), to: to, sport: uint16(i)}.frame())
+		}
+		b.step(time.Second)
+		return len(b.out(1)), len(b.out(2)), len(b.out(0))
+	}
+	for _, up := range []bool{true, false, true} {
+		set(up)
+		for _, to := range []netip.Addr{netip.MustParseAddr("20.0.0.1"), addr4(1, 2)} {
+			if one, two, errors := sent(to); two != 0 || up && (one != 20 || errors != 0) || !up && (one != 0 || errors != 20) {
+				t.Errorf("up %v: %d of 20 packets to %v by the link, %d by another, %d errors", up, one, to, two, errors)
+			}
+		}
+		if one, two, _ := sent(netip.MustParseAddr("21.0.0.1")); one+two != 20 || up != (one > 0) || two == 0 {
+			t.Errorf("up %v: of 20 packets by two routes %d went by the link and %d by the other", up, one, two)
+		}
+	}
+	if d := b.drops(); len(d) != 1 || d["no-route"] != 40 {
+		t.Errorf("dropped %v, want 40 without a route", d)
 	}
 }
 

@@ -161,16 +161,21 @@ func (s *Shard) tickPending() {
 	}
 }
 
-// retryPending sends on what waited for neighbours that are known by now.
+// retryPending decides anew, by another snapshot, what to do with the packets that
+// wait: their neighbours may be known by now, or they go another way, or none.
+// Those whose next hop is still not known wait on, in the same place.
 func (s *Shard) retryPending() {
 	for i := 0; i < len(s.pending); i++ {
 		p := &s.pending[i]
-		if s.snap.neighbours.find(p.port, p.address) == nil {
+		known := s.snap.neighbours.find(p.port, p.address) != nil
+		if !known && p.n == 0 {
 			continue
 		}
 		frames, n := s.release(p)
-		s.removePending(i)
-		i--
+		if known {
+			s.removePending(i)
+			i--
+		}
 		for k := range frames[:n] {
 			h := &frames[k]
 			if h.in >= 0 {
