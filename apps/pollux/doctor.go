@@ -49,7 +49,7 @@ left so. Those of processes that live are left alone.`,
 		},
 	}
 	command.Flags().BoolVar(&restore, "restore", false, "put back the settings of devices that killed processes left")
-	command.Flags().StringVar(&cores, "cores", "", "the processors that a server would have, like 0-3,8 (default: all that this process may use)")
+	command.Flags().StringVar(&cores, "cores", "", "the processors that a server would have, like 0-3,8 (default: for each device as many as it has queues, of those that this process may use)")
 	command.MarkFlagsMutuallyExclusive("restore", "cores")
 	return command
 }

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	goruntime "runtime"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/pollux-net/pollux/runtime"
+	"github.com/pollux-net/pollux/runtime/affinity"
 	"github.com/pollux-net/pollux/runtime/kernel"
 	"github.com/pollux-net/pollux/runtime/kernel/napi"
 )
@@ -37,7 +39,8 @@ type Link struct {
 }
 
 // AskKernel asks about all devices of this network namespace, for a server on
-// those cores. It changes nothing.
+// those cores, or if there are none on those that it takes by itself. It changes
+// nothing.
 func AskKernel(cores []int) (*Network, error) {
 	c, err := napi.Open()
 	if err != nil {
@@ -60,10 +63,16 @@ func AskKernel(cores []int) (*Network, error) {
 		l.NAPI, l.NAPIError = c.Save(d)
 		l.XDP, l.XDPError = c.XDP(d)
 		l.Rings, l.RingError = c.Rings(d)
+		server := cores
+		if len(server) == 0 {
+			if server, err = defaultCores(c, d); err != nil {
+				return nil, err
+			}
+		}
 		for _, mode := range runtime.Modes(runtime.Kernel) {
 			s, err := kernel.SettingsOf(mode)
 			if err == nil {
-				err = kernel.Check(d.Name, cores, s)
+				err = kernel.Check(d.Name, server, s)
 			}
 			l.Modes[mode] = err
 		}
@@ -75,6 +84,20 @@ func AskKernel(cores []int) (*Network, error) {
 		err = nil
 	}
 	return n, err
+}
+
+// defaultCores are those that a server takes if it is told no number: as many as
+// the device has queues, of those that it may use.
+func defaultCores(c *napi.Conn, d napi.Device) ([]int, error) {
+	allowed, err := affinity.Allowed()
+	if err != nil {
+		return nil, err
+	}
+	queues, err := c.Queues(d)
+	if err != nil {
+		return nil, err
+	}
+	return allowed[:min(max(1, len(queues)), len(allowed), goruntime.GOMAXPROCS(0))], nil
 }
 
 // kernelPath says of each device what the kernel path can do with it.

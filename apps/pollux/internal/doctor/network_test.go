@@ -10,6 +10,7 @@ import (
 
 	"github.com/pollux-net/pollux/compare/lab"
 	"github.com/pollux-net/pollux/runtime"
+	"github.com/pollux-net/pollux/runtime/affinity"
 	"github.com/pollux-net/pollux/runtime/kernel"
 	"github.com/pollux-net/pollux/runtime/kernel/napi"
 )
@@ -156,5 +157,46 @@ func TestTheKernelIsAskedAboutTheLabsDevice(t *testing.T) {
 	}
 	if len(d.Modes) != len(runtime.Modes(runtime.Kernel)) || d.XDPError != nil || d.XDP&napi.XDPBasic == 0 || !n.BindMemory {
 		t.Errorf("%+v", n)
+	}
+}
+
+func TestInterruptPackingIsNotPromisedWhereTheServerWouldTakeAllCores(t *testing.T) {
+	cores, err := affinity.Allowed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := len(cores)
+	if all > 8 {
+		t.Skip("more queues than a lab is made of")
+	}
+	l, err := lab.Up(lab.Config{Name: fmt.Sprintf("t%d-packing", os.Getpid()), Path: runtime.Kernel, Queues: all})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := lab.Down(l.Config().Name); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, c := range []struct {
+		name  string
+		cores []int
+		works bool
+	}{
+		{"a queue for every core, and none chosen", nil, false},
+		{"one core chosen", cores[:1], all > 1},
+	} {
+		var n *Network
+		err := l.Do(lab.Server, func() (err error) {
+			n, err = AskKernel(c.cores)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		packing := n.Devices[lab.ServerInterface].Modes[runtime.IRQPacking]
+		if (packing == nil) != c.works || packing != nil && !strings.Contains(packing.Error(), "no processor is left") {
+			t.Errorf("%s: %v", c.name, packing)
+		}
 	}
 }
