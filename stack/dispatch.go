@@ -24,7 +24,11 @@ type inline struct {
 func (d *inline) process() {
 	for _, k := range d.touched {
 		k.touched = false
+		before := acknowledged(k.ep)
 		d.run(k.ep)
+		if acknowledged(k.ep) != before {
+			k.confirm()
+		}
 	}
 	clear(d.touched)
 	d.touched = d.touched[:0]

@@ -69,12 +69,15 @@ func cachedNeighbor(r *netstack.Route) unsafe.Pointer
 //go:linkname neighborAddress gvisor.dev/gvisor/pkg/tcpip/stack.(*neighborEntry).getRemoteLinkAddress
 func neighborAddress(n unsafe.Pointer) (tcpip.LinkAddress, bool)
 
-// The fields of tcp.Endpoint, tcp.protocol, tcp.dispatcher and tcp.processor
-// that are reached by offset.
+// The fields of tcp.Endpoint, tcp.sender, tcp.protocol, tcp.dispatcher and
+// tcp.processor that are reached by offset.
 var (
 	endpointType      = reflect.TypeFor[tcp.Endpoint]()
 	segmentQueueField = field(endpointType, "segmentQueue")
 	waiterQueueField  = field(endpointType, "waiterQueue")
+	routeField        = field(endpointType, "route")
+	senderField       = field(endpointType, "snd")
+	sndUnaField       = field(senderField.Type.Elem(), "SndUna")
 	protocolField     = field(endpointType, "protocol")
 	dispatcherField   = field(protocolField.Type.Elem(), "dispatcher")
 	processorsField   = field(dispatcherField.Type, "processors")
@@ -98,6 +101,18 @@ func segmentQueue(e *tcp.Endpoint) unsafe.Pointer {
 // waiterQueue is the queue that e notifies.
 func waiterQueue(e *tcp.Endpoint) *waiter.Queue {
 	return *(**waiter.Queue)(unsafe.Add(unsafe.Pointer(e), waiterQueueField.Offset))
+}
+
+// routeOf is the route of a connection, nil once it has none.
+func routeOf(e *tcp.Endpoint) *netstack.Route {
+	return *(**netstack.Route)(unsafe.Add(unsafe.Pointer(e), routeField.Offset))
+}
+
+// acknowledged is the first sequence number that an established connection's peer
+// has not acknowledged.
+func acknowledged(e *tcp.Endpoint) uint32 {
+	sender := *(*unsafe.Pointer)(unsafe.Add(unsafe.Pointer(e), senderField.Offset))
+	return *(*uint32)(unsafe.Add(sender, sndUnaField.Offset))
 }
 
 // takeOverDispatcher ends the processor goroutines of s's TCP and returns the

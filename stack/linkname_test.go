@@ -100,6 +100,9 @@ func TestFieldsReachedByOffsetHaveTheAssumedTypes(t *testing.T) {
 	}{
 		{segmentQueueField, "tcp.segmentQueue"},
 		{waiterQueueField, "*waiter.Queue"},
+		{routeField, "*stack.Route"},
+		{senderField, "*tcp.sender"},
+		{sndUnaField, "seqnum.Value"},
 		{protocolField, "*tcp.protocol"},
 		{dispatcherField, "tcp.dispatcher"},
 		{processorsField, "[]tcp.processor"},

@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
+
 	"github.com/pollux-net/pollux/driver/wire"
 	"github.com/pollux-net/pollux/stack/stacktest"
 )
@@ -232,4 +235,38 @@ func TestASimulationReplaysFromItsSeed(t *testing.T) {
 	if first.trace == other.trace {
 		t.Errorf("seeds %d and %d give the same frames: the trace does not show what happens", seed, seed+1)
 	}
+}
+
+func TestNeighboursThatAcknowledgeAreNotAskedFor(t *testing.T) {
+	requests := 0
+	link, err := wire.New(wire.Config{ReceiveChecksum: true, SegmentTCP: true, PartialChecksums: true, Trace: func(from wire.Side, _ time.Duration, frame []byte) {
+		if from == wire.A && binary.BigEndian.Uint16(frame[12:]) == uint16(arp.ProtocolNumber) && header.ARP(frame[ethernet:]).Op() == header.ARPRequest {
+			requests++
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBenchOn(t, link, Config{}, 4)
+	first := requests
+	now := time.Since(b.origin)
+	for range 600 { // ten minutes, in which a neighbour would be asked for 17 times
+		now += time.Second
+		b.stack.Advance(now)
+		for _, c := range b.conns {
+			b.peer.Send(c, []byte("get k\r\n"))
+		}
+		for range 3 {
+			b.peer.Transmit()
+			b.stack.Receive()
+			b.stack.Deliver()
+			b.stack.Acknowledge()
+			b.stack.Transmit()
+			b.peer.Receive()
+		}
+	}
+	if b.app.served != 600*len(b.conns) || requests > first {
+		t.Errorf("%d requests were served, and the peer was asked for its address %d times", b.app.served, requests-first)
+	}
+	b.stack.Close()
 }

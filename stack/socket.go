@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -39,6 +40,8 @@ type Socket struct {
 	touched bool // in inline.touched
 	closed  bool
 	failure error // why the connection failed, once somebody has asked
+	// confirmed is when confirm last did something, on the clock's scale.
+	confirmed int64
 }
 
 func newSocket(s *Stack, ep tcpip.Endpoint, wq *waiter.Queue, owner Owner) *Socket {
@@ -232,6 +235,24 @@ func (k *Socket) ready() {
 func (k *Socket) SetOwner(o Owner) {
 	k.owner = o
 	k.event.raise()
+}
+
+// confirmInterval is less than the 5 s that netstack gives a neighbour to show
+// itself before it asks for it (RFC 4861, DELAY_FIRST_PROBE_TIME).
+const confirmInterval = 2 * time.Second
+
+// confirm tells netstack that the next hop is reachable, because something that
+// went there was acknowledged; else it would ask for it every half minute, in the
+// midst of traffic. Netstack's own way is to do this with each acknowledgement.
+func (k *Socket) confirm() {
+	now := k.stack.clock.now.Load()
+	if now-k.confirmed < int64(confirmInterval) {
+		return
+	}
+	k.confirmed = now
+	if r := routeOf(k.ep); r != nil {
+		r.ConfirmReachable()
+	}
 }
 
 // Established reports whether the connection is, or was, established.
