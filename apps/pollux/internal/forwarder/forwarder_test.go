@@ -3,6 +3,7 @@ package forwarder_test
 import (
 	"bytes"
 	"crypto/sha256"
+	be "encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -15,9 +16,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/pollux-net/pollux/bpf/trio"
 )
@@ -227,66 +231,159 @@ func ping(n *trio.Network, to string) error {
 	return err
 }
 
+// metricsOf is where a router answers.
+func metricsOf(l *log) string {
+	_, address, _ := strings.Cut(l.String(), "http://")
+	address, _, _ = strings.Cut(address, "/metrics")
+	return address
+}
+
+// metric is the value of one that has these labels.
+func metric(body, name string) (float64, error) {
+	_, value, found := strings.Cut("\n"+body, "\n"+name+" ")
+	if !found {
+		return 0, fmt.Errorf("no metric %s", name)
+	}
+	value, _, _ = strings.Cut(value, "\n")
+	return strconv.ParseFloat(value, 64)
+}
+
 func TestARouteIsReplacedDuringTraffic(t *testing.T) {
 	for _, v := range variants {
 		t.Run(v.name, func(t *testing.T) {
 			n := trio.New(t, trio.Options{Forwarding: v.name == "kernel"})
-			n.Server.Run(t, "ip", "address", "add", "10.71.2.3/24", "dev", n.ServerPort.Name)
+			// By which of two links a packet came, its receiver can tell.
+			second, serverPort := trio.Join(t, n.Router, n.Server, trio.Link{
+				Names: [2]string{"router2", "server1"},
+				V4:    [2]netip.Prefix{netip.MustParsePrefix("10.71.3.1/24"), netip.MustParsePrefix("10.71.3.2/24")},
+			})
+			n.Server.PrepareEnd(t, serverPort)
 			n.Server.Run(t, "ip", "address", "add", "10.99.0.1/32", "dev", "lo")
-			replace := func(gateway string) {
-				n.Router.Run(t, "ip", "route", "replace", "10.99.0.0/24", "via", gateway)
+			by := []string{"10.71.2.2", "10.71.3.2"}
+			links := map[int]int{n.ServerPort.Index: 0, serverPort.Index: 1}
+			l, _ := router(t, n, append([]string{"--device", second.Name, "--metrics", "127.0.0.1:0"}, v.arguments...)...)
+			tables := func() (routes float64, inForce bool, err error) {
+				body, err := get(n.Router, metricsOf(l))
+				if err != nil {
+					return 0, false, err
+				}
+				routes, err1 := metric(body, "pollux_packet_routes")
+				force, err2 := metric(body, "pollux_packet_tables_in_force")
+				return routes, force == 1, errors.Join(err1, err2)
 			}
-			router(t, n, v.arguments...)
-			for _, gateway := range []string{"10.71.2.2", "10.71.2.3", "10.71.2.2"} {
-				replace(gateway)
-				await(t, "the route by "+gateway, func() error { return ping(n, "10.99.0.1") })
-			}
-			var server, client net.PacketConn
-			n.Server.Must(t, func() (err error) { server, err = net.ListenPacket("udp4", "10.99.0.1:7"); return err })
-			defer server.Close()
-			n.Client.Must(t, func() (err error) { client, err = net.ListenPacket("udp4", "10.71.1.2:0"); return err })
-			defer client.Close()
-			counted := make(chan int, 1)
-			server.SetReadDeadline(time.Now().Add(3 * time.Minute))
-			client.SetWriteDeadline(time.Now().Add(2 * time.Minute))
-			go func() {
-				b, got := make([]byte, 100), 0
-				for {
-					k, _, err := server.ReadFrom(b)
-					if err != nil || string(b[:k]) == "end" {
-						counted <- got
-						return
+			base, markers := 0.0, 0
+			// replace returns when the route is in force on all shards.
+			replace := func(i int) {
+				n.Router.Run(t, "ip", "route", "replace", "10.99.0.0/24", "via", by[i])
+				if v.name == "kernel" {
+					return // the command says so
+				}
+				// One more route, which cannot be there before the other is.
+				markers++
+				n.Router.Run(t, "ip", "route", "add", fmt.Sprintf("10.98.0.%d/32", markers), "via", by[0])
+				await(t, "the new tables to be in force", func() error {
+					routes, inForce, err := tables()
+					if err == nil && (routes < base+float64(markers) || !inForce) {
+						err = fmt.Errorf("%v routes of %v, in force: %v", routes, base+float64(markers), inForce)
 					}
-					got++
-				}
-			}()
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				for i := range 50 {
-					replace([]string{"10.71.2.3", "10.71.2.2"}[i%2])
-				}
-			}()
-			to, sent := server.LocalAddr(), 0
-			for running := true; running; sent++ {
-				select {
-				case <-done:
-					running = false
-				case <-time.After(500 * time.Microsecond):
-				}
-				if _, err := client.WriteTo([]byte("packet"), to); err != nil {
+					return err
+				})
+			}
+			for i := range by { // every next hop is known
+				n.Router.Run(t, "ip", "route", "replace", "10.99.0.0/24", "via", by[i])
+				await(t, "the route by "+by[i], func() error { return ping(n, "10.99.0.1") })
+			}
+			if v.name != "kernel" {
+				var err error
+				if base, _, err = tables(); err != nil {
 					t.Fatal(err)
 				}
 			}
-			time.Sleep(50 * time.Millisecond)
-			for range 20 {
-				client.WriteTo([]byte("end"), to)
-				time.Sleep(5 * time.Millisecond)
+			var server, client *net.UDPConn
+			n.Server.Must(t, func() (err error) {
+				if server, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 99, 0, 1), Port: 7}); err != nil {
+					return err
+				}
+				raw, err := server.SyscallConn()
+				if err != nil {
+					return err
+				}
+				return errors.Join(raw.Control(func(fd uintptr) {
+					err = errors.Join(unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1),
+						unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20))
+				}), err)
+			})
+			defer server.Close()
+			n.Client.Must(t, func() (err error) {
+				client, err = net.DialUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 71, 1, 2)}, server.LocalAddr().(*net.UDPAddr))
+				return err
+			})
+			defer client.Close()
+
+			const flips, between = 10, 100
+			// Packets carry numbers. From number since[i] on, and for some, they must
+			// come by link i%2.
+			var sent atomic.Uint64
+			var since [flips]uint64
+			stop, sender := make(chan struct{}), make(chan error, 1)
+			go func() {
+				var b [8]byte
+				for {
+					select {
+					case <-stop:
+						sender <- nil
+						return
+					case <-time.After(200 * time.Microsecond):
+					}
+					be.BigEndian.PutUint64(b[:], sent.Add(1))
+					if _, err := client.Write(b[:]); err != nil {
+						sender <- err
+						return
+					}
+				}
+			}()
+			for i := range flips {
+				replace(i % 2)
+				since[i] = sent.Load() + 1 // the one that is being sent may be on its way already
+				for until := since[i] + between; sent.Load() < until; {
+					time.Sleep(time.Millisecond)
+				}
+			}
+			close(stop)
+			if err := <-sender; err != nil {
+				t.Fatal(err)
+			}
+			received, stale, last := 0, 0, sent.Load()
+			b, control := make([]byte, 8), make([]byte, 256)
+			for number := uint64(0); number < last; {
+				server.SetReadDeadline(time.Now().Add(time.Second))
+				size, controls, _, _, err := server.ReadMsgUDP(b, control)
+				if errors.Is(err, os.ErrDeadlineExceeded) {
+					break // the last one was lost
+				}
+				if err != nil || size != 8 {
+					t.Fatalf("after number %d of %d: %v", number, last, err)
+				}
+				number = be.BigEndian.Uint64(b)
+				received++
+				messages, err := unix.ParseSocketControlMessage(control[:controls])
+				if err != nil || len(messages) != 1 {
+					t.Fatalf("no interface of arrival: %v", err)
+				}
+				link := links[int(be.NativeEndian.Uint32(messages[0].Data))] // in_pktinfo begins with it
+				for i := range flips {
+					if number >= since[i] && number < since[i]+between && link != i%2 {
+						stale++
+					}
+				}
+			}
+			if stale > 0 {
+				t.Errorf("%d of %d packets went by a route after the next one was in force", stale, last)
 			}
 			// A swap takes no packet with it; on a busy machine a socket's or a
 			// device's queue may.
-			if got := <-counted; got < sent-sent/100 {
-				t.Errorf("%d of %d packets arrived during 50 replacements", got, sent)
+			if received < int(last-last/100) {
+				t.Errorf("%d of %d packets arrived during %d replacements", received, last, flips)
 			}
 			n.Router.Run(t, "ip", "route", "replace", "blackhole", "10.99.0.0/24")
 			await(t, "the blackhole", func() error {

@@ -65,6 +65,7 @@ var (
 	bytesInDesc  = prometheus.NewDesc("pollux_packet_port_received_bytes_total", "Bytes received, by port.", []string{"shard", "port"}, nil)
 	bytesOutDesc = prometheus.NewDesc("pollux_packet_port_transmitted_bytes_total", "Bytes transmitted, by port.", []string{"shard", "port"}, nil)
 	routesDesc   = prometheus.NewDesc("pollux_packet_routes", "Prefixes in the forwarding table.", nil, nil)
+	inForceDesc  = prometheus.NewDesc("pollux_packet_tables_in_force", "Whether all shards forward by the newest tables, and nothing that older ones decided is waiting.", nil, nil)
 	neighborDesc = prometheus.NewDesc("pollux_packet_neighbours", "Neighbours whose address is known.", nil, nil)
 )
 
@@ -73,7 +74,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, m := range shardMetrics {
 		out <- m.desc
 	}
-	for _, d := range []*prometheus.Desc{droppedDesc, queuedDesc, portInDesc, portOutDesc, bytesInDesc, bytesOutDesc, routesDesc, neighborDesc} {
+	for _, d := range []*prometheus.Desc{droppedDesc, queuedDesc, portInDesc, portOutDesc, bytesInDesc, bytesOutDesc, routesDesc, inForceDesc, neighborDesc} {
 		out <- d
 	}
 }
@@ -89,6 +90,12 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	control := c.service.Forwarder().Control()
 	out <- prometheus.MustNewConstMetric(routesDesc, prometheus.GaugeValue, float64(control.Routes()))
+	// Asked after the routes, so that these are in force if it says so.
+	inForce := 0.0
+	if control.Acknowledged(control.Generation()) {
+		inForce = 1
+	}
+	out <- prometheus.MustNewConstMetric(inForceDesc, prometheus.GaugeValue, inForce)
 	out <- prometheus.MustNewConstMetric(neighborDesc, prometheus.GaugeValue, float64(control.Neighbours()))
 	for i := range all {
 		s := &all[i]
