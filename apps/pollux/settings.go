@@ -16,7 +16,7 @@ import (
 // returns gives the mode's own settings, with what was set by flag instead.
 func addModeFlags(f *pflag.FlagSet) func(runtime.Mode) (kernel.Settings, error) {
 	var given kernel.Settings
-	var interruptCores string
+	var interruptCores, spread string
 	f.IntVar(&given.DeferHardIRQs, "defer-hard-irqs", 0, "empty polls before a queue's interrupt is turned on again (default: the mode's, as with all of these)")
 	f.DurationVar(&given.GROFlushTimeout, "gro-flush-timeout", 0, "when the kernel polls a queue by itself while its interrupt is off, like 20us")
 	f.DurationVar(&given.IRQSuspendTimeout, "irq-suspend-timeout", 0, fmt.Sprintf("how long the interrupt stays off after the last poll that found work; at most %v", kernel.MaxSuspend))
@@ -25,6 +25,7 @@ func addModeFlags(f *pflag.FlagSet) func(runtime.Mode) (kernel.Settings, error) 
 	f.BoolVar(&given.Prefer, "prefer-busy-poll", false, "keep the interrupt off while the application polls")
 	f.DurationVar(&given.Coalescing, "coalescing", 0, "how long the device waits with an interrupt (ethtool rx-usecs), in whole microseconds")
 	f.StringVar(&interruptCores, "interrupt-cores", "", "processors for the queues' interrupts with irq-packing, like 4-7 (default: all that the application does not have)")
+	f.StringVar(&spread, "spread", "", "processors to spread what the device receives over, by flow, like 0-3, if it has fewer queues than there are cores; connections then go to the core that receives them. Not in modes that poll")
 	return func(mode runtime.Mode) (kernel.Settings, error) {
 		s, err := kernel.SettingsOf(mode)
 		if err != nil {
@@ -51,6 +52,9 @@ func addModeFlags(f *pflag.FlagSet) func(runtime.Mode) (kernel.Settings, error) 
 		}
 		if s.InterruptCores, err = napi.ParseCores(interruptCores); err != nil {
 			return s, fmt.Errorf("--interrupt-cores: %w", err)
+		}
+		if s.Spread, err = napi.ParseCores(spread); err != nil {
+			return s, fmt.Errorf("--spread: %w", err)
 		}
 		if err := s.Validate(); err != nil {
 			return s, fmt.Errorf("mode %s: %w", mode, err)

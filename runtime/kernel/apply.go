@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pollux-net/pollux/bpf/steer"
 	"github.com/pollux-net/pollux/runtime"
 	"github.com/pollux-net/pollux/runtime/kernel/napi"
 	"golang.org/x/sys/unix"
@@ -29,6 +30,7 @@ type Applied struct {
 	conn   *napi.Conn // nil if no device is named, or after Restore
 	record *record    // nil if nothing was set
 	napis  []napi.NAPI
+	spread *steer.Spreader // nil if nothing is
 	// coalescing is what the device made of Settings.Coalescing.
 	coalescing napi.Coalescing
 }
@@ -46,7 +48,7 @@ func Apply(device string, cores []int, s Settings) (*Applied, error) {
 		return nil, fmt.Errorf("settings of the device: %w", err)
 	}
 	if device == "" {
-		if s.nothing() {
+		if s.nothing() && len(s.Spread) == 0 {
 			return a, nil
 		}
 		return nil, errors.New("no device is named whose receive work could be set; only mode " + string(runtime.Vanilla) + " does without")
@@ -113,9 +115,21 @@ func (a *Applied) apply(device string, cores []int) (err error) {
 	}
 	defer func() {
 		if a.conn == nil {
+			err = errors.Join(err, a.gather())
 			c.Close()
 		}
 	}()
+	if len(a.settings.Spread) > 0 {
+		// First of all: some drivers make new NAPI instances for a program. It
+		// needs no record, as the kernel takes it off when this process ends.
+		d, err := c.Device(device)
+		if err != nil {
+			return err
+		}
+		if a.spread, err = steer.Spread(d.Index, a.settings.Spread); err != nil {
+			return err
+		}
+	}
 	if err := a.prepare(c, device, cores); err != nil {
 		return err
 	}
@@ -148,6 +162,28 @@ func (a *Applied) apply(device string, cores []int) (err error) {
 	}
 	a.conn, a.record = c, r
 	return nil
+}
+
+// gather ends spreading.
+func (a *Applied) gather() error {
+	if a.spread == nil {
+		return nil
+	}
+	err := a.spread.Close()
+	a.spread = nil
+	return err
+}
+
+// SpreadCounts are the frames that were spread (Settings.Spread) so far; false if
+// none are to be.
+func (a *Applied) SpreadCounts() (steer.SpreadCounts, bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.spread == nil {
+		return steer.SpreadCounts{}, false, nil
+	}
+	counts, err := a.spread.Counts()
+	return counts, true, err
 }
 
 // mayAdminister says whether this thread may set devices.
@@ -399,7 +435,7 @@ func (a *Applied) Restore() error {
 	}
 	a.conn.Close()
 	a.conn, a.record = nil, nil
-	return nil
+	return a.gather()
 }
 
 // onlineCores lists the machine's processors that are in use.

@@ -47,6 +47,12 @@ type Settings struct {
 	// online but the application's.
 	PackInterrupts bool
 	InterruptCores []int
+
+	// Spread are processors that take what the device receives through the
+	// kernel's stack, by flow (steer.Spreader), for a device with fewer queues
+	// than there are cores; none leaves it where it arrives. No mode has it by
+	// itself. What was spread has no NAPI instance any more that could be polled.
+	Spread []int
 }
 
 // table has the modes' settings. Those of busy-poll and kernel-polling are the
@@ -135,6 +141,9 @@ func (s Settings) Validate() error {
 			bad("processor %d for interrupts", c)
 		}
 	}
+	if len(s.Spread) > 0 && s.polls() {
+		bad("flows are to be spread over processors and queues to be polled, which exclude each other: what was spread belongs to no queue any more")
+	}
 	if len(s.InterruptCores) > 0 && !s.PackInterrupts {
 		bad("processors for interrupts, but interrupts are not to be moved")
 	}
@@ -164,7 +173,8 @@ func (s Settings) timersOn(coalesces bool) bool {
 	return s.timers() && (!suffices || s.polls() || s.IRQSuspendTimeout > 0)
 }
 
-// nothing says whether there is nothing to be set at all.
+// nothing says whether there is nothing to be set at all, but perhaps to be
+// spread.
 func (s Settings) nothing() bool {
 	return !s.polls() && !s.timers() && !s.PackInterrupts && s.Coalescing == 0
 }

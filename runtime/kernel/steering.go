@@ -13,6 +13,7 @@ import (
 // steering is who owns what the device's queues receive.
 type steering struct {
 	owners map[uint32]int // the shard of each NAPI instance; nil if they have none
+	spread bool           // over processors: those decide, not NAPI instances
 	cores  []int
 	shards int
 	groups []*group // one for each address
@@ -43,14 +44,15 @@ func (r *Runtime) prepare() error {
 		return fmt.Errorf("mode %s: %s has %d receive queues for %d cores, and a loop polls one queue: set as many queues as there are cores (ethtool -L %s combined %d, or rx %d)",
 			c.Mode, c.Device, len(napis), s.shards, c.Device, s.shards, s.shards)
 	}
+	s.spread = len(settings.Spread) > 0
 	s.owners = s.own(napis)
-	if s.owners == nil && c.Device != "" && !c.Unsteered {
+	if s.owners == nil && !s.spread && c.Device != "" && !c.Unsteered {
 		slog.Info("connections go to cores by the kernel's hash: there are fewer queues than cores", "device", c.Device, "queues", len(napis), "cores", s.shards)
 	}
-	s.loaded = s.owners != nil && s.shards > 1 && !c.Unsteered
+	s.loaded = (s.owners != nil || s.spread) && s.shards > 1 && !c.Unsteered
 	for i, l := range r.loops {
 		l.polls, l.suspend, l.owners = r.applied.Polls(), settings.IRQSuspendTimeout, s.owners
-		if len(napis) == s.shards {
+		if len(napis) == s.shards && !s.spread {
 			l.napi = napis[i].ID
 		}
 		if l.polls {
@@ -83,7 +85,7 @@ func (s *steering) load() (*group, error) {
 			return nil, unsteered(err)
 		}
 	}
-	for shard, core := range s.cores { // what no queue received, over loopback say
+	for shard, core := range s.cores { // what no queue received: over loopback, or spread
 		if err := k.SetCPU(core, shard); err != nil {
 			return nil, unsteered(err)
 		}
@@ -119,9 +121,10 @@ func unsteered(err error) error {
 	return fmt.Errorf("steer connections to the core that polls their queue (or do without: --steer=false): %w", err)
 }
 
-// own gives each NAPI instance to a shard; nil if they are too few for that.
+// own gives each NAPI instance to a shard; nil if they are too few for that, or
+// not what decides.
 func (s *steering) own(napis []napi.NAPI) map[uint32]int {
-	if len(napis) < s.shards {
+	if len(napis) < s.shards || s.spread {
 		return nil
 	}
 	owners := map[uint32]int{}
@@ -205,7 +208,7 @@ func (r *Runtime) renew() (changed bool, err error) {
 	for i, l := range r.loops {
 		l.mailbox.post(func() {
 			l.owners, l.napi = owners, 0
-			if len(napis) == len(r.loops) {
+			if len(napis) == len(r.loops) && !r.steering.spread {
 				l.napi = napis[i].ID
 			}
 		})

@@ -338,3 +338,80 @@ func TestALinkThatWentDownAndUpIsSetAndSteeredAgain(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatOneQueueReceivesIsSpreadOverProcessorsAndServedThere(t *testing.T) {
+	cores, err := affinity.Allowed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(cores) < 2 {
+		t.Skip("needs two processors")
+	}
+	cores = cores[:2]
+	v := veth(t, 1)
+	within(t, v.Far, func() error {
+		e, err := ethtool.NewEthtool()
+		if err != nil {
+			return err
+		}
+		defer e.Close()
+		return e.Change("far", map[string]bool{"tx-checksum-ip-generic": false}) // nobody would compute them
+	})
+	settings := Settings{Spread: cores}
+	t.Run("served", func(t *testing.T) {
+		r := serveVeth(t, v, Config{Mode: polluxruntime.Vanilla, Cores: cores, Settings: &settings}, &echo{})
+		const connections = 60
+		for i := range connections {
+			if err := ask(dialVeth(t, v, r), fmt.Sprint("connection ", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		frames, spread, err := r.Applied().SpreadCounts()
+		if err != nil || !spread {
+			t.Fatal(spread, err)
+		}
+		chosen, err := r.steering.groups[0].program.Counts()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, s := range statistics(t, r) {
+			t.Logf("processor %d took %d frames and %d connections", cores[i], frames.Frames[i], s.Accepted)
+			if frames.Frames[i] < connections || s.Accepted == 0 || chosen.CPU[i] < s.Accepted {
+				t.Errorf("shard %d has %d connections; its processor took %d frames, %d SYNs among them", i, s.Accepted, frames.Frames[i], chosen.CPU[i])
+			}
+		}
+		if chosen.Fallback > 0 || xdp(t, v) == 0 {
+			t.Errorf("%d connections were not steered; program %d", chosen.Fallback, xdp(t, v))
+		}
+	})
+	if id := xdp(t, v); id != 0 {
+		t.Errorf("program %d is left on the device", id)
+	}
+	polling := mustSettings(t, polluxruntime.KernelPolling)
+	polling.Spread = cores
+	if err := polling.Validate(); err == nil || !strings.Contains(err.Error(), "exclude each other") {
+		t.Errorf("spreading what is to be polled: %v", err)
+	}
+	v.Do(t, func() error {
+		if _, err := New(Config{Mode: polluxruntime.IRQPacking, Cores: []int{0, 1}, Device: v.Name, Settings: &Settings{PackInterrupts: true, InterruptCores: []int{0}, Spread: cores}}); err == nil {
+			t.Error("interrupts on the application's processors were accepted")
+		}
+		return nil
+	})
+	if id := xdp(t, v); id != 0 {
+		t.Errorf("program %d is left on the device after a refusal", id)
+	}
+}
+
+// xdp is the program on the near end, 0 if there is none.
+func xdp(t *testing.T, v *napitest.Veth) (id uint32) {
+	t.Helper()
+	v.Do(t, func() error {
+		link, err := netlink.LinkByName(v.Name)
+		if err == nil && link.Attrs().Xdp != nil && link.Attrs().Xdp.Attached {
+			id = link.Attrs().Xdp.ProgId
+		}
+		return err
+	})
+	return id
+}

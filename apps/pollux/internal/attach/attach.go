@@ -322,6 +322,9 @@ func (a *attachment) lookAt(p *napi.Process, fd int) error {
 			state = fmt.Sprintf("polls now (%d µs, %d packets, prefer %v); ", e.BusyPoll.Microseconds(), e.Budget, e.Prefer)
 		}
 	}
+	if len(a.Settings.Spread) > 0 {
+		return nil // what was spread has no NAPI any more
+	}
 	w, err := waitingFor(p, fd)
 	if err != nil {
 		return err

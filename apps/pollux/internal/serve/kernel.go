@@ -69,5 +69,10 @@ func kernelStatistics(ctx context.Context, r *kernel.Runtime) (any, error) {
 			"busy", percent(s.Busy, s.Elapsed), "waiting", percent(s.Waited, s.Elapsed), "connections", s.Accepted,
 			"of other queues", s.NAPIForeign, "reads", s.Reads, "writes", s.Writes)
 	}
+	if c, spread, e := r.Applied().SpreadCounts(); e != nil {
+		err = errors.Join(err, e)
+	} else if spread {
+		slog.Info("spread", "processors", c.CPUs, "frames", c.Frames, "dropped for want of room", c.Dropped, "stayed where they arrived", c.Stayed)
+	}
 	return all, err
 }
