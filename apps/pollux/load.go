@@ -7,8 +7,6 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/pollux-net/pollux/compare/lab"
 	"github.com/pollux-net/pollux/compare/load"
@@ -71,8 +69,7 @@ etc-value. --workload etc is Facebook's ETC pool (Atikoglu et al., SIGMETRICS
 			if config.Cores, err = lab.ParseCores(flags.cores); err != nil {
 				return fmt.Errorf("--cores: %w", err)
 			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
-			defer stop()
+			ctx := untilHangUp(cmd.Context())
 			if config.Engine == load.User {
 				closePort, err := flags.openPort(&config)
 				if err != nil {

@@ -31,6 +31,23 @@ func main() {
 	os.Exit(code)
 }
 
+// untilHangUp ends with ctx, and in the same order when the terminal goes away: for
+// commands that would leave a lab or a NIC behind. Shell and kernel both say so, which
+// is no second demand: it is never one to end at once.
+func untilHangUp(ctx context.Context) context.Context {
+	if signal.Ignored(syscall.SIGHUP) {
+		return ctx // started by nohup, to go on
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	hangUps := make(chan os.Signal, 1)
+	signal.Notify(hangUps, syscall.SIGHUP)
+	go func() {
+		<-hangUps
+		cancel()
+	}()
+	return ctx
+}
+
 // exitError is an error with an exit code of its own.
 type exitError struct {
 	error

@@ -2,8 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -36,10 +34,8 @@ latencies and what the server's loop did, and removes the lab.`,
 			if config.Duration <= 0 || config.Connections <= 0 {
 				return fmt.Errorf("--duration and --connections must be positive")
 			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
-			defer stop()
 			config.Out = cmd.OutOrStdout()
-			return demo.Run(ctx, config)
+			return demo.Run(untilHangUp(cmd.Context()), config)
 		},
 	}
 	f := command.Flags()
