@@ -8,10 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/pollux-net/pollux/compare/measure"
+	"github.com/pollux-net/pollux/compare/result"
 )
 
 const (
@@ -19,6 +23,7 @@ const (
 	startTimeout = 20 * time.Second
 	// stopTimeout is how long a process may take to end after SIGTERM.
 	stopTimeout = 10 * time.Second
+	stopPoll    = 5 * time.Millisecond
 )
 
 // child is a program in a namespace of the lab, on chosen processors. It is in a
@@ -32,6 +37,8 @@ type child struct {
 	out, log string
 	// With pipes: its standard input and output.
 	stdin, stdout *os.File
+	// stopped: nothing is left of it, and its number may soon be another's.
+	stopped bool
 }
 
 // start runs argv, by a function that puts it into its namespace. Both sides of a
@@ -98,15 +105,50 @@ func start(begin func(*exec.Cmd) error, dir, name string, core int, argv []strin
 
 func (c *child) pid() int { return c.cmd.Process.Pid }
 
-// stop asks the process to end and waits for it; it may be called again.
+// priority is the nice value of the process and those that it has started, the worst
+// of them, as the kernel has it.
+func (c *child) priority(path string) result.Setting {
+	s := result.Setting{Where: path + " path, " + c.name, Name: "nice", Value: "unknown"}
+	if list, err := measure.Session(c.pid()); err == nil && len(list) > 0 {
+		worst := slices.MaxFunc(list, func(a, b measure.Process) int { return a.Nice - b.Nice })
+		s.Value = strconv.Itoa(worst.Nice)
+	}
+	return s
+}
+
+// signal tells all that is left of the process and those that it has started, and
+// says whether anything is.
+func (c *child) signal(s syscall.Signal) (left bool) {
+	list, err := measure.Session(c.pid())
+	if err != nil { // then those of its group have to do
+		return syscall.Kill(-c.pid(), s) == nil
+	}
+	for _, p := range list {
+		_ = syscall.Kill(p.PID, s) // it may have ended meanwhile
+	}
+	return len(list) > 0
+}
+
+// stop asks the process to end, with all that it has started (a shell that was told to
+// run a server leaves it behind), and waits for them; it may be called again.
 func (c *child) stop() error {
-	c.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-c.done:
-	case <-time.After(stopTimeout):
-		c.cmd.Process.Kill()
-		<-c.done
-		return c.explain(fmt.Errorf("did not end within %v of SIGTERM", stopTimeout))
+	if !c.stopped {
+		c.signal(syscall.SIGTERM)
+		for deadline := time.Now().Add(stopTimeout); !c.ended() || c.signal(0); {
+			if time.Now().After(deadline) {
+				for c.signal(syscall.SIGKILL) { // until nothing is left that could start more
+					time.Sleep(stopPoll)
+				}
+				<-c.done
+				c.stopped = true
+				return c.explain(fmt.Errorf("did not end within %v of SIGTERM", stopTimeout))
+			}
+			time.Sleep(stopPoll)
+		}
+		c.stopped = true
+	}
+	if exit := (*exec.ExitError)(nil); errors.As(c.err, &exit) && exit.ExitCode() == 128+int(syscall.SIGTERM) {
+		return nil // as asked, in the words of a shell
 	}
 	if exit := (*exec.ExitError)(nil); errors.As(c.err, &exit) {
 		if s, ok := exit.Sys().(syscall.WaitStatus); ok && s.Signaled() && s.Signal() == syscall.SIGTERM {

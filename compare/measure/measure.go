@@ -8,9 +8,7 @@ package measure
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/pollux-net/pollux/bpf/observe"
@@ -20,6 +18,7 @@ import (
 
 // Target is the server to be measured. Everything that it does must be on Core.
 type Target struct {
+	// PID is the server's process, with all others of the session that it leads.
 	PID  int
 	Core int
 	// Device is the network device that requests come through, in the server's
@@ -328,21 +327,6 @@ func devices(name string) ([]napi.NAPI, error) {
 		return nil, err
 	}
 	return c.NAPIs(d)
-}
-
-// tasks lists a process's threads.
-func tasks(pid int) ([]int, error) {
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	if err != nil {
-		return nil, fmt.Errorf("list the server's threads: %w", err)
-	}
-	var list []int
-	for _, e := range entries {
-		if id, err := strconv.Atoi(e.Name()); err == nil {
-			list = append(list, id)
-		}
-	}
-	return list, nil
 }
 
 func (l Loops) sub(e Loops) Loops {

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -64,6 +65,29 @@ func TestReceiveWorkOnAnotherCoreIsChargedToTheServerToo(t *testing.T) {
 	o.account(s, d)
 	if s.Foreign != 280*ms || s.Elsewhere != 210*ms || s.CPU != 600*ms+210*ms {
 		t.Errorf("foreign %v, elsewhere %v, CPU %v; want 280ms, 210ms, 810ms", s.Foreign, s.Elsewhere, s.CPU)
+	}
+}
+
+func TestAServerIsAllProcessesOfItsSession(t *testing.T) {
+	leader := exec.Command("sh", "-c", "sleep 60 & sleep 60 & wait")
+	leader.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := leader.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Kill(-leader.Process.Pid, syscall.SIGKILL); leader.Wait() })
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * ms) {
+		list, err := tasks(leader.Process.Pid)
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("threads %v, %v; want three", list, err)
+		}
+		if len(list) == 3 && list[0] == leader.Process.Pid {
+			break
+		}
+	}
+	// One that leads no session is itself.
+	list, err := tasks(os.Getpid())
+	if own, _ := threads(os.Getpid()); err != nil || len(list) > len(own)+2 || len(list) == 0 {
+		t.Errorf("threads of this process: %v, %v; want %v", list, err, own)
 	}
 }
 

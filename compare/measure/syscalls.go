@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Syscalls counts the system calls of a process's threads for a time, with the
+// Syscalls counts the system calls of a process's threads, and of its session's if it
+// leads one, for a time, with the
 // kernel's tracepoint raw_syscalls:sys_enter. While it counts, every system call
 // of the machine takes a slower way, so nothing else should be measured then.
 func Syscalls(pid int, span time.Duration) (calls uint64, elapsed time.Duration, err error) {
