@@ -42,6 +42,22 @@ func ownership(p driver.Port) (*owner, error) {
 	return &owner{rss}, nil
 }
 
+// owns says whether what remote sends to local is received by queue i. Of a family
+// that the device does not hash by addresses and ports, nobody can tell: its
+// segments find their shard as on a device without RSS.
+func (o *owner) owns(i int, local, remote netip.AddrPort) bool {
+	hashed := o.rss.TCP6
+	if local.Addr().Unmap().Is4() {
+		hashed = o.rss.TCP4
+	}
+	return !hashed || o.queue(local, remote) == i
+}
+
+// misdirectedLimit is how many SYNs of a queue must belong to another before the
+// shards stop: a device that does not follow its RSS gives away every other one,
+// while one or two may be left from before it was set up.
+const misdirectedLimit = 8
+
 // queue is the queue that receives what remote sends to local.
 func (o *owner) queue(local, remote netip.AddrPort) int {
 	return o.rss.Queue(o.rss.Hash(remote, local))

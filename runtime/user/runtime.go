@@ -89,7 +89,7 @@ func (r *Runtime) build(i int, started time.Time, owner *owner) error {
 	if len(r.loops) > 1 {
 		c.Siblings = &siblings{shards: r.loops, self: i}
 		if owner != nil {
-			c.OwnsFlow = func(local, remote netip.AddrPort) bool { return owner.queue(local, remote) == i }
+			c.OwnsFlow = func(local, remote netip.AddrPort) bool { return owner.owns(i, local, remote) }
 		}
 	}
 	s, err := stack.New(r.port, q, c)
@@ -137,11 +137,14 @@ func (r *Runtime) Stack(i int) *stack.Stack { return r.loops[i].stack }
 
 // Start runs the loops, each on a thread of its own, and returns when all have
 // started. Afterwards Shutdown must be called.
-func (r *Runtime) Start() (err error) {
+func (r *Runtime) Start() error {
 	if r.config.Cores != nil {
-		if r.release, err = affinity.KeepOff(r.config.Cores); err != nil {
+		release, err := affinity.KeepOff(r.config.Cores)
+		if err != nil {
+			r.Discard()
 			return err
 		}
+		r.release = release
 	}
 	ready := make(chan error)
 	var failure error
