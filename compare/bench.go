@@ -358,6 +358,19 @@ func (v *serving) assemble(l load.Result, s measure.Sample, n calls) result.Roun
 	return r
 }
 
+// know takes what a resumed run has already: of a path that is not visited again its
+// settings.
+func (b *bench) know(r *result.Results) {
+	b.settings = make(map[string][]result.Setting)
+	for _, s := range r.Machine.Settings {
+		if path, _, ok := strings.Cut(s.Where, " path, "); ok {
+			b.settings[path] = append(b.settings[path], s)
+		} else {
+			b.agent = append(b.agent, s)
+		}
+	}
+}
+
 // settingsList is what was read back for both paths.
 func (b *bench) settingsList() (list []result.Setting) {
 	for _, path := range runtime.Paths {

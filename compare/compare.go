@@ -74,20 +74,22 @@ func Run(ctx context.Context, c Config) (_ result.Results, err error) {
 	if err := c.chooseCores(); err != nil {
 		return result.Results{}, fmt.Errorf("compare: %w", err)
 	}
-	c.Plan.Device = c.Device
+	c.Plan.Device, c.Plan.Placement = c.Device, c.placement()
 	if c.Device != "" {
 		if c.Plan.Workload.Engine, err = c.awaitAgent(ctx); err != nil {
 			return result.Results{}, fmt.Errorf("compare: %w", err)
 		}
 	}
-	results := &result.Results{Schema: result.Schema, Started: time.Now().UTC(), Seed: c.Seed, Plan: c.Plan}
+	machine, err := describeMachine(c.ServerCore, c.Pollux, c.Versions)
+	if err != nil {
+		return result.Results{}, fmt.Errorf("compare: %w", err)
+	}
+	results := &result.Results{Schema: result.Schema, Started: time.Now().UTC(), Seed: c.Seed, Plan: c.Plan, Machine: machine}
 	if c.Resume {
-		if results, err = resume(c.Dir, c.Plan, c.Seed); err != nil {
+		if results, err = resume(c.Dir, c.Plan, c.Seed, machine); err != nil {
 			return result.Results{}, fmt.Errorf("compare: %w", err)
 		}
 	}
-	results.Plan.Placement = c.placement()
-	results.Machine = describeMachine(c.ServerCore, c.Versions)
 	if c.Device == "" {
 		if state, err := lab.Status(c.Lab); err != nil {
 			return result.Results{}, fmt.Errorf("compare: %w", err)
@@ -112,7 +114,8 @@ func Run(ctx context.Context, c Config) (_ result.Results, err error) {
 	defer func() { err = errors.Join(err, calm()) }()
 	where := c.place(dir)
 	defer func() { err = errors.Join(err, where.restore()) }()
-	b := &bench{place: where, pollux: c.Pollux, server: c.ServerCore, helper: c.ClientCore, plan: c.Plan, seed: c.Seed, dir: dir, settings: make(map[string][]result.Setting)}
+	b := &bench{place: where, pollux: c.Pollux, server: c.ServerCore, helper: c.ClientCore, plan: c.Plan, seed: c.Seed, dir: dir}
+	b.know(results)
 	save := func() error {
 		results.Finished = time.Now().UTC()
 		results.Machine.Settings = b.settingsList()

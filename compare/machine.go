@@ -2,6 +2,9 @@ package compare
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
 	"os"
 	"os/exec"
 	goruntime "runtime"
@@ -14,8 +17,9 @@ import (
 	"github.com/pollux-net/pollux/compare/result"
 )
 
-// describeMachine is where it runs, as far as it can be read; what cannot is left empty.
-func describeMachine(core int, versions map[string]string) result.Machine {
+// describeMachine is where it runs and what, as far as it can be read; what cannot is
+// left empty, but for the program's file, without which nothing runs.
+func describeMachine(core int, pollux string, versions map[string]string) (result.Machine, error) {
 	m := result.Machine{Cores: goruntime.NumCPU(), Versions: map[string]string{"go": goruntime.Version()}}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
@@ -45,12 +49,19 @@ func describeMachine(core int, versions map[string]string) result.Machine {
 	for k, v := range versions {
 		m.Versions[k] = v
 	}
+	// A version says little of what is built from a work tree.
+	program, err := os.ReadFile(pollux)
+	if err != nil {
+		return m, fmt.Errorf("read this program's file: %w", err)
+	}
+	sum := sha256.Sum256(program)
+	m.Versions["pollux binary"] = hex.EncodeToString(sum[:6])
 	if err := measure.Hardware(core); err != nil {
 		m.PMUMissing = err.Error()
 	} else {
 		m.PMU = true
 	}
-	return m
+	return m, nil
 }
 
 // processor reads the model's name, and what virtual machine this is.

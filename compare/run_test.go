@@ -173,13 +173,13 @@ func TestAnInterruptedRunIsResumedWhereItEnded(t *testing.T) {
 	if r.Complete {
 		t.Error("an interrupted run calls itself complete")
 	}
-	if _, err := resume(dir, planOf(3, "user/poll"), 7); err == nil {
+	if _, err := resume(dir, planOf(3, "user/poll"), 7, result.Machine{}); err == nil {
 		t.Error("a run of another plan was resumed")
 	}
-	if _, err := resume(dir, plan, 8); err == nil {
+	if _, err := resume(dir, plan, 8, result.Machine{}); err == nil {
 		t.Error("a run of another seed was resumed")
 	}
-	again, err := resume(dir, plan, 7)
+	again, err := resume(dir, plan, 7, result.Machine{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +225,7 @@ func TestFractionsAreOfTheHighestSaturationAndStopAtTheSubjectsOwn(t *testing.T)
 	if err := writeResults(dir, r); err != nil {
 		t.Fatal(err)
 	}
-	again, err := resume(dir, plan, 0)
+	again, err := resume(dir, plan, 0, result.Machine{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -395,12 +395,92 @@ func TestSaturationIsSearchedForByOfferingMoreUntilItIsNotFollowed(t *testing.T)
 	if err := writeResults(dir, r); err != nil {
 		t.Fatal(err)
 	}
-	again, err := resume(dir, plan, 0)
+	again, err := resume(dir, plan, 0, result.Machine{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.visits = nil
 	if err := runFake(t, f, again); err != nil || len(f.visits) != 0 {
 		t.Errorf("a complete run was resumed with %v, %v", f.visits, err)
+	}
+}
+
+func TestARunIsResumedOnlyWhereItsFiguresCompare(t *testing.T) {
+	dir := t.TempDir()
+	plan := planOf(3, "user/poll", "kernel/vanilla")
+	plan.Placement = "Server on core 0."
+	machine := func() result.Machine {
+		return result.Machine{Kernel: "6.18", CPU: "one", Versions: map[string]string{"pollux binary": "abc"}}
+	}
+	settings := []result.Setting{{Where: "user path, server", Name: "gro", Value: "on"}, {Where: "client", Name: "engine", Value: "user"}}
+	r := &result.Results{Schema: result.Schema, Seed: 1, Plan: plan, Machine: machine(), Warnings: []string{"row of before", "noted while it ran"}}
+	r.Machine.Settings = settings
+	if err := writeResults(dir, r); err != nil {
+		t.Fatal(err)
+	}
+	again, err := resume(dir, plan, 1, machine())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What is not visited again keeps the settings that it was measured with.
+	var b bench
+	b.know(again)
+	if list := b.settingsList(); !slices.Equal(list, settings) {
+		t.Errorf("settings %v, want %v", list, settings)
+	}
+	conclude(again)
+	if !slices.Contains(again.Warnings, "noted while it ran") || slices.Contains(again.Warnings, "row of before") {
+		t.Errorf("warnings %q", again.Warnings)
+	}
+	for want, change := range map[string]func(*result.Plan, *result.Machine){
+		"kernel":        func(_ *result.Plan, m *result.Machine) { m.Kernel = "7.0" },
+		"processor":     func(_ *result.Plan, m *result.Machine) { m.CPU = "two" },
+		"pollux binary": func(_ *result.Plan, m *result.Machine) { m.Versions["pollux binary"] = "def" },
+		"dpdk":          func(_ *result.Plan, m *result.Machine) { m.Versions["dpdk"] = "22.11" },
+		"placed":        func(p *result.Plan, _ *result.Machine) { p.Placement = "Server on core 1." },
+	} {
+		p, m := plan, machine()
+		change(&p, &m)
+		if _, err := resume(dir, p, 1, m); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("another %s: %v", want, err)
+		}
+	}
+}
+
+// A round that does not count is done again, and the closed loop's may come to other
+// fractions: until then no load of the run before is the plan's.
+func TestAResumedRunOffersFractionsOnlyOnceTheyAreKnown(t *testing.T) {
+	dir := t.TempDir()
+	plan := planOf(1, "user/poll", "kernel/vanilla")
+	plan.Fractions = []float64{0.5}
+	most := map[string]float64{"user/poll": 200_000, "kernel/vanilla": 100_000}
+	f := &fake{answer: func(subject string, rate float64, _ int) (result.Round, error) {
+		if rate == 0 {
+			return steady(most[subject], 1), nil
+		}
+		return steady(rate, 1), nil
+	}}
+	r := &result.Results{Schema: result.Schema, Plan: plan}
+	if err := runFake(t, f, r); err != nil {
+		t.Fatal(err)
+	}
+	find(r, "user/poll", 0).Rounds[0].Invalid = "a reply was wrong"
+	if err := writeResults(dir, r); err != nil {
+		t.Fatal(err)
+	}
+	again, err := resume(dir, plan, 0, result.Machine{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	most["user/poll"] = 120_000
+	f.visits = nil
+	if err := runFake(t, f, again); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"user/poll@0", "user/poll@60000", "kernel/vanilla@60000"}; !slices.Equal(f.visits, want) {
+		t.Errorf("visited %v, want %v", f.visits, want)
+	}
+	if want := []float64{0, 60_000}; !slices.Equal(again.Plan.Rates, want) {
+		t.Errorf("offered %v, want %v", again.Plan.Rates, want)
 	}
 }

@@ -1,14 +1,17 @@
 package compare
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/pollux-net/pollux/compare/result"
 )
@@ -55,9 +58,10 @@ func writeResults(dir string, r *result.Results) error {
 	return nil
 }
 
-// resume finds what an interrupted run of the same plan has left. Rounds that
-// do not count are done again.
-func resume(dir string, plan result.Plan, seed uint64) (*result.Results, error) {
+// resume finds what an interrupted run of the same plan has left. Rounds that do not
+// count are done again. Its figures and those to come must be of one thing: the same
+// programs on the same machine, placed alike.
+func resume(dir string, plan result.Plan, seed uint64, machine result.Machine) (*result.Results, error) {
 	r, err := ReadResults(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("nothing to resume: %w", err)
@@ -65,21 +69,46 @@ func resume(dir string, plan result.Plan, seed uint64) (*result.Results, error) 
 	if err != nil {
 		return nil, err
 	}
+	name := filepath.Join(dir, resultsName)
+	if r.Plan.Placement != plan.Placement {
+		return nil, fmt.Errorf("resume: in %s things were placed otherwise: %q, now %q; give the same processors, or another --out", name, r.Plan.Placement, plan.Placement)
+	}
 	have := r.Plan
 	if len(plan.Fractions) > 0 {
-		// What the fractions came to was added.
+		// What the fractions came to was added, and is again once it is known.
 		have.Rates = have.Rates[:min(len(have.Rates), len(plan.Rates))]
 	}
-	have.Placement, plan.Placement = "", ""
 	if !equalPlans(have, plan) || r.Seed != seed {
-		return nil, fmt.Errorf("resume: %s has another plan or seed; use the same flags, or another --out", filepath.Join(dir, resultsName))
+		return nil, fmt.Errorf("resume: %s has another plan or seed; use the same flags, or another --out", name)
 	}
+	if apart := machinesApart(r.Machine, machine); len(apart) > 0 {
+		return nil, fmt.Errorf("resume: %s is of another %s: figures of both in one table would not compare; begin anew with another --out", name, strings.Join(apart, ", another "))
+	}
+	r.Plan = plan
 	for i := range r.Rows {
 		r.Rows[i].Rounds = validRounds(&r.Rows[i])
 		summarize(&r.Rows[i])
 	}
-	r.Complete, r.Warnings = false, nil
+	r.Complete = false
 	return &r, nil
+}
+
+// machinesApart says in what two machines differ, and the programs on them.
+func machinesApart(was, is result.Machine) (list []string) {
+	differ := func(what, a, b string) {
+		if a != b {
+			list = append(list, fmt.Sprintf("%s (%s, now %s)", what, cmp.Or(a, "none"), cmp.Or(b, "none")))
+		}
+	}
+	differ("kernel", was.Kernel, is.Kernel)
+	differ("processor", was.CPU, is.CPU)
+	names := make(map[string]string)
+	maps.Copy(names, was.Versions)
+	maps.Copy(names, is.Versions)
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		differ(name, was.Versions[name], is.Versions[name])
+	}
+	return list
 }
 
 // equalPlans compares plans as they are written down.
