@@ -74,6 +74,7 @@ func Run(ctx context.Context, c Config) (_ result.Results, err error) {
 	if err := c.chooseCores(); err != nil {
 		return result.Results{}, fmt.Errorf("compare: %w", err)
 	}
+	settle(&c.Plan.Workload)
 	c.Plan.Device, c.Plan.Placement = c.Device, c.placement()
 	if c.Device != "" {
 		if c.Plan.Workload.Engine, err = c.awaitAgent(ctx); err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"github.com/pollux-net/pollux/compare/load"
+	"github.com/pollux-net/pollux/compare/load/distribution"
 	"github.com/pollux-net/pollux/compare/result"
 	"github.com/pollux-net/pollux/runtime"
 )
@@ -89,8 +90,10 @@ func External(name, command string) (result.Subject, error) {
 	return result.Subject{Name: name, Path: string(runtime.Kernel), Mode: string(runtime.Vanilla), Command: words}, nil
 }
 
+// workload loads by our own stack: a client of the kernel's costs more for each request
+// than the servers that it loads, so that no row would show a server's limit.
 func workload() result.Workload {
-	return result.Workload{Kind: string(load.Mixed), Engine: string(load.Kernel), Connections: 64, Depth: 1, Keys: 10_000, ValueSize: 100, SetRatio: 0.03}
+	return result.Workload{Kind: string(load.Mixed), Engine: string(load.User), Connections: 64, Depth: 1, Keys: 10_000, ValueSize: 100, SetRatio: 0.03}
 }
 
 func mustParse(names ...string) []result.Subject {
@@ -191,6 +194,9 @@ func Load(name string) (result.Plan, error) {
 		w.ValueSize = *f.Workload.ValueSize
 	}
 	if f.Workload.SetRatio != nil {
+		if w.Kind != string(load.Mixed) {
+			return p, fmt.Errorf("read the plan %s: set_ratio is for workload %s; %s has its own", name, load.Mixed, w.Kind)
+		}
 		w.SetRatio = *f.Workload.SetRatio
 	}
 	if f.Search != nil {
@@ -206,6 +212,18 @@ func Load(name string) (result.Plan, error) {
 		p.Fractions = f.Fractions
 	}
 	return p, nil
+}
+
+// settle writes down what share of sets a workload has by itself.
+func settle(w *result.Workload) {
+	switch load.Workload(w.Kind) {
+	case load.Get:
+		w.SetRatio = 0
+	case load.Set:
+		w.SetRatio = 1
+	case load.ETC:
+		w.SetRatio = distribution.ETCSets
+	}
 }
 
 func override[T comparable](to *T, with T) {

@@ -108,3 +108,28 @@ func TestPlansThatCannotBeRunAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// A client of the kernel's costs more than the servers that it loads.
+func TestPlansOfTheHouseLoadByTheStackThatCostsLess(t *testing.T) {
+	for _, p := range []result.Plan{Quick(), Full()} {
+		if p.Workload.Engine != "user" {
+			t.Errorf("%s: engine %s", p.Name, p.Workload.Engine)
+		}
+	}
+}
+
+func TestAWorkloadsOwnShareOfSetsIsWrittenDown(t *testing.T) {
+	for kind, want := range map[string]float64{"get": 0, "set": 1, "etc": 0.03, "mixed": 0.2} {
+		w := result.Workload{Kind: kind, SetRatio: 0.2}
+		if settle(&w); w.SetRatio != want {
+			t.Errorf("%s: %v sets, want %v", kind, w.SetRatio, want)
+		}
+	}
+	name := filepath.Join(t.TempDir(), "mine.toml")
+	if err := os.WriteFile(name, []byte("[workload]\nkind = \"get\"\nset_ratio = 0.5\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(name); err == nil || !strings.Contains(err.Error(), "set_ratio is for workload mixed") {
+		t.Errorf("gets with a share of sets: %v", err)
+	}
+}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/pollux-net/pollux/compare"
+	"github.com/pollux-net/pollux/compare/load"
 	"github.com/pollux-net/pollux/compare/report"
 	"github.com/pollux-net/pollux/compare/result"
 )
@@ -53,7 +54,8 @@ one queue, whose interrupt goes to the server's core, and its address belongs to
 the path that is measured; all of that is put back.
 
 Writes results.json to a directory after every visit of a subject, and report.md
-and report.html at the end; --resume goes on with it. The first interrupt ends the run in order and writes what there is.`,
+and report.html at the end; --resume goes on with it. The first
+interrupt, or the terminal's end, ends the run in order and writes what there is.`,
 		Example: `  pollux compare
   pollux compare --full --out results/full
   pollux compare --subject user/poll,kernel/vanilla --duration 5s --repetitions 5
@@ -86,13 +88,14 @@ and report.html at the end; --resume goes on with it. The first interrupt ends t
 	f.DurationVar(&given.Warmup, "warmup", 0, "load before each round; the server's costs are measured then")
 	f.DurationVar(&given.Duration, "duration", 0, "measured load in each round")
 	f.StringVar(&given.Workload.Kind, "workload", "", "what is asked for: mixed, get, set or etc")
-	f.StringVar(&given.Workload.Engine, "engine", "", "what carries the load in the lab: kernel, or user, which costs less per request (with --device: the agent's)")
+	f.StringVar(&given.Workload.Engine, "engine", "", "what carries the load in the lab: user (the plans' default), our own stack, which costs less per request than the servers, or kernel, by whose cost few servers meet their limit (with --device: the agent's)")
 	f.IntVar(&given.Workload.Connections, "connections", 0, "connections of the client")
 	f.IntVar(&given.Workload.Depth, "depth", 0, "requests under way at a time on a connection")
 	f.IntVar(&given.Workload.Keys, "keys", 0, "keys")
 	f.IntVar(&given.Workload.ValueSize, "value-size", 0, "bytes of a value (not with --workload etc)")
 	f.Float64Var(&given.Workload.SetRatio, "set-ratio", 0, "share of sets among the requests of --workload mixed")
 	command.MarkFlagsMutuallyExclusive("quick", "full", "plan")
+	command.AddCommand(newComparePacketCommand())
 	command.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		if config.Plan, err = flags.choosePlan(f, given); err != nil {
 			return err
@@ -124,7 +127,7 @@ and report.html at the end; --resume goes on with it. The first interrupt ends t
 		if term.IsTerminal(int(os.Stderr.Fd())) {
 			config.Bar = os.Stderr
 		}
-		results, err := compare.Run(cmd.Context(), config)
+		results, err := compare.Run(untilHangUp(cmd.Context()), config)
 		if err != nil && len(results.Rows) == 0 {
 			return err
 		}
@@ -173,21 +176,24 @@ func dpdkVersion() map[string]string {
 
 // reportComparison prints what a run came to, and writes the reports.
 func reportComparison(out io.Writer, dir string, results *result.Results, earlier *result.Results) error {
-	fmt.Fprintln(out)
-	if err := report.Table(out, results); err != nil {
-		return err
-	}
-	printSaturation(out, results)
+	// First the files: a terminal that went away is no reason not to write them.
 	var paths []string
 	var err error
 	if earlier != nil {
-		fmt.Fprintf(out, "\n%s", report.Compare(earlier, results))
 		paths, err = report.WriteAgainst(dir, earlier, results)
 	} else {
 		paths, err = report.Write(dir, results)
 	}
 	if err != nil {
 		return err
+	}
+	fmt.Fprintln(out)
+	if err := report.Table(out, results); err != nil {
+		return err
+	}
+	printSaturation(out, results)
+	if earlier != nil {
+		fmt.Fprintf(out, "\n%s", report.Compare(earlier, results))
 	}
 	fmt.Fprintln(out)
 	for _, path := range append(paths, filepath.Join(dir, "results.json")) {
@@ -254,6 +260,9 @@ func (f *compareFlags) choosePlan(set *pflag.FlagSet, given result.Plan) (p resu
 		if set.Changed(name) {
 			take()
 		}
+	}
+	if set.Changed("set-ratio") && p.Workload.Kind != string(load.Mixed) {
+		return p, fmt.Errorf("--set-ratio is for --workload %s; %s has its own", load.Mixed, p.Workload.Kind)
 	}
 	switch {
 	case set.Changed("value-size"):
