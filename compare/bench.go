@@ -35,6 +35,8 @@ type bench struct {
 	dir      string // for what children print
 	settings map[string][]result.Setting
 	agent    []result.Setting // what the client says of itself
+	// idleOf is what a subject was measured to cost while nobody asked, or nil.
+	idleOf func(subject string) *result.Idle
 }
 
 // command is what serves a subject.
@@ -69,7 +71,6 @@ func (b *bench) serve(ctx context.Context, s result.Subject, visit func(server) 
 	if err != nil {
 		return err
 	}
-	b.settings[s.Path] = settings
 	v := &serving{bench: b, subject: s}
 	keep := func(e error) {
 		if err == nil {
@@ -89,6 +90,7 @@ func (b *bench) serve(ctx context.Context, s result.Subject, visit func(server) 
 	if err := v.await(ctx); err != nil {
 		return err
 	}
+	b.settings[s.Path] = append(settings, v.process.priority(s.Path))
 	if s.Attach {
 		device, _ := b.place.server()
 		attached, err := start(b.place.start, b.dir, "attach", b.helper, []string{b.pollux, "attach",
@@ -121,6 +123,7 @@ func describeAgent(h load.Hello) []result.Setting {
 		{Where: "client", Name: "engine", Value: string(h.Engine)},
 		{Where: "client", Name: "threads", Value: strconv.Itoa(h.Threads)},
 		{Where: "client", Name: "processors", Value: lab.FormatCores(h.Cores)},
+		{Where: "client", Name: "nice", Value: strconv.Itoa(h.Nice)},
 	}
 }
 
@@ -326,20 +329,27 @@ func (v *serving) observe(ctx context.Context) (s measure.Sample, n calls, err e
 	return s, n, err
 }
 
+// tooManyMisses is the share of requests from which a round is of another work: that
+// of saying that there is nothing.
+const tooManyMisses = 0.01
+
 // assemble puts the two ends of a round together.
 func (v *serving) assemble(l load.Result, s measure.Sample, n calls) result.Round {
 	r := result.Round{
 		Throughput: l.PerSecond, Requests: l.Requests, Errors: l.Errors, Wrong: l.Wrong, Invalid: l.Invalid,
-		Latency:     result.Latency{Average: l.Latency.Average, P50: l.Latency.P50, P95: l.Latency.P95, P99: l.Latency.P99, P999: l.Latency.P999, Max: l.Latency.Max},
-		ClientBusy:  max(l.Client.Busy, l.Client.CoresBusy),
-		ClientBound: l.Bottleneck == load.ByClient,
-		ServerBusy:  s.Busy(), Foreign: s.ForeignShare(),
+		Latency:    result.Latency{Average: l.Latency.Average, P50: l.Latency.P50, P95: l.Latency.P95, P99: l.Latency.P99, P999: l.Latency.P999, Max: l.Latency.Max},
+		Misses:     l.Misses,
+		ClientBusy: max(l.Client.Busy, l.Client.CoresBusy), ClientFull: l.Client.Bound,
+		ServerBusy: s.Busy(), Foreign: s.ForeignShare(),
 	}
 	if r.Invalid == "" && !l.Valid {
 		r.Invalid = "the load says that it is not valid"
 	}
 	if s.Elapsed > 0 {
 		r.Elsewhere = float64(s.Elsewhere) / float64(s.Elapsed)
+	}
+	if misses := float64(r.Misses); r.Invalid == "" && misses > tooManyMisses*float64(r.Requests) {
+		r.Invalid = fmt.Sprintf("%.0f of %d requests found no value: the server did not keep the keys that were stored, and to answer a miss costs less; use fewer keys, smaller values, or a server with more memory", misses, r.Requests)
 	}
 	r.Observed = s.PerSecond
 	r.Server = s.Cost(s.Requests())
@@ -354,12 +364,14 @@ func (v *serving) assemble(l load.Result, s measure.Sample, n calls) result.Roun
 	default:
 		r.Server.SyscallsMissing = n.err.Error()
 	}
-	r.Proof = prove(v.subject, s, v.bench.server)
+	r.Proof = prove(v.subject, s, v.bench.server, v.bench.idleOf(v.subject.Name))
+	r.ServerFull = r.CoreUsed() >= full
+	r.ClientBound = l.Bottleneck == load.ByClient && !r.ServerFull
 	return r
 }
 
 // know takes what a resumed run has already: of a path that is not visited again its
-// settings.
+// settings, of subjects what they were when idle.
 func (b *bench) know(r *result.Results) {
 	b.settings = make(map[string][]result.Setting)
 	for _, s := range r.Machine.Settings {
@@ -368,6 +380,14 @@ func (b *bench) know(r *result.Results) {
 		} else {
 			b.agent = append(b.agent, s)
 		}
+	}
+	b.idleOf = func(subject string) *result.Idle {
+		for _, row := range r.Rows {
+			if row.Subject == subject && row.Idle != nil {
+				return row.Idle
+			}
+		}
+		return nil
 	}
 }
 

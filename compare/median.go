@@ -24,11 +24,17 @@ func summarize(row *result.Row) {
 	medianInto(reflect.ValueOf(&row.Median).Elem(), values)
 	row.Median.Number = 0
 	low, high := valid[0].Throughput, valid[0].Throughput
-	bound, active := 0, 0
+	bound, active, client, server := 0, 0, 0, 0
 	for _, r := range valid {
 		low, high = min(low, r.Throughput), max(high, r.Throughput)
 		if r.ClientBound {
 			bound++
+		}
+		if r.ClientFull {
+			client++
+		}
+		if r.ServerFull {
+			server++
 		}
 		if r.Proof.Active {
 			active++
@@ -39,6 +45,7 @@ func summarize(row *result.Row) {
 	}
 	// One doubtful round is doubt enough.
 	row.Median.ClientBound = bound > 0
+	row.Median.ClientFull, row.Median.ServerFull = client > 0, server == len(valid)
 	row.Median.Proof.Active = active == len(valid)
 	for _, r := range valid {
 		if !r.Proof.Active {

@@ -36,10 +36,6 @@ type run struct {
 	step func(what string, done time.Duration)
 }
 
-// beyond is how far over a subject's own saturation a load is still offered:
-// further up there is only a queue that grows.
-const beyond = 1.1
-
 func (r *run) all(ctx context.Context) error {
 	p := &r.results.Plan
 	fixed := slices.DeleteFunc(slices.Clone(p.Rates), func(rate float64) bool { return slices.Contains(r.derived(), rate) })
@@ -77,7 +73,7 @@ func (r *run) derived() []float64 {
 		if row == nil || len(row.Rounds) < p.Repetitions || p.Search && row.Saturation == nil {
 			return nil
 		}
-		highest = max(highest, most(row))
+		highest = max(highest, row.Most())
 	}
 	if highest == 0 {
 		return nil
@@ -111,7 +107,7 @@ func (r *run) visit(ctx context.Context, s result.Subject, rates []float64, numb
 	todo := slices.DeleteFunc(slices.Clone(rates), func(rate float64) bool {
 		row := find(r.results, s.Name, rate)
 		done := row != nil && slices.ContainsFunc(row.Rounds, func(x result.Round) bool { return x.Number == number })
-		return done || r.tooMuch(s, rate)
+		return done || r.results.TooMuch(s.Name, rate)
 	})
 	if len(todo) == 0 {
 		return ctx.Err()
@@ -161,15 +157,6 @@ func (r *run) visit(ctx context.Context, s result.Subject, rates []float64, numb
 	}
 	r.step("", visitOverhead+time.Duration(len(todo))*one)
 	return r.save()
-}
-
-// tooMuch says whether a rate is more than the subject can be asked for.
-func (r *run) tooMuch(s result.Subject, rate float64) bool {
-	if rate == 0 || len(r.results.Plan.Fractions) == 0 {
-		return false
-	}
-	row := find(r.results, s.Name, 0)
-	return row != nil && most(row) > 0 && rate > beyond*most(row)
 }
 
 func find(r *result.Results, subject string, rate float64) *result.Row {

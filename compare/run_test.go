@@ -367,7 +367,11 @@ func TestSaturationIsSearchedForByOfferingMoreUntilItIsNotFollowed(t *testing.T)
 			return steady(80_000, 1), nil
 		}
 		r := steady(min(rate, limit[subject]), 1)
-		r.ClientBound = subject == "user/poll" && rate > limit[subject]
+		r.ServerFull = rate > limit[subject]
+		if subject == "user/poll" && rate > limit[subject] {
+			// As the client has it, a load of which 96 % were answered was served.
+			r.ClientFull, r.ServerFull, r.ServerBusy = true, false, 0.9
+		}
 		return r, nil
 	}}
 	plan := planOf(1, "user/poll", "kernel/vanilla", "memcached")
@@ -482,5 +486,26 @@ func TestAResumedRunOffersFractionsOnlyOnceTheyAreKnown(t *testing.T) {
 	}
 	if want := []float64{0, 60_000}; !slices.Equal(again.Plan.Rates, want) {
 		t.Errorf("offered %v, want %v", again.Plan.Rates, want)
+	}
+}
+
+func TestACPUTimeThatContainsPollsInVainIsCalledAnUpperBound(t *testing.T) {
+	for _, bound := range []bool{true, false} {
+		f := &fake{answer: func(subject string, _ float64, _ int) (result.Round, error) {
+			r := steady(100_000, 9_000)
+			r.ClientBound = bound
+			if subject == "kernel/busy-poll" {
+				r.Proof.BusyPolls, r.Proof.EmptyBusyPolls = 1e6, 0.9
+			}
+			return r, nil
+		}}
+		r := &result.Results{Plan: planOf(1, "kernel/busy-poll", "kernel/vanilla")}
+		if err := runFake(t, f, r); err != nil {
+			t.Fatal(err)
+		}
+		text := strings.Join(r.Warnings, "\n")
+		if strings.Contains(text, "kernel/busy-poll, closed loop: its CPU time per request is an upper bound") != bound || strings.Contains(text, "vanilla, closed loop: its CPU") {
+			t.Errorf("compared by CPU time %v: %s", bound, text)
+		}
 	}
 }

@@ -20,6 +20,16 @@ const (
 	searchSteps = 8
 )
 
+// limits says whose limit a load was that was not followed. It asks for what each
+// side had left, not for the bottleneck that the client names: to the client, a load
+// of which it got a little less than this search wants was served. A server that had
+// time left was not at its limit, whatever was.
+func limits(x result.Round) (client, server bool) {
+	client = x.ClientFull && !x.ServerFull
+	server = x.ServerFull || !x.ClientFull && x.CoreUsed() >= idleSaturation
+	return client, server && x.Invalid == ""
+}
+
 // search finds the highest load that a subject follows, beginning where its
 // closed loop ended. The closed loop offers what comes back; here load is
 // offered that does not wait.
@@ -43,9 +53,8 @@ func (r *run) search(ctx context.Context, s result.Subject) error {
 			if x.Invalid == "" && x.Throughput >= follows*rate {
 				found.Rate, found.Latency = rate, x.Latency
 			} else {
-				found.Beyond, found.ClientBound, found.Why = rate, x.ClientBound, x.Invalid
-				// A server that had time left was not at its limit, whatever was.
-				found.ServerBound = x.Invalid == "" && !x.ClientBound && x.ServerBusy+x.Foreign >= idleSaturation
+				found.Beyond, found.Why = rate, x.Invalid
+				found.ClientBound, found.ServerBound = limits(x)
 			}
 			switch {
 			case found.Beyond == 0:
@@ -69,12 +78,4 @@ func (r *run) search(ctx context.Context, s result.Subject) error {
 	r.step("", visitOverhead+time.Duration(searchSteps-steps)*step)
 	row.Saturation = &found
 	return r.save()
-}
-
-// most is the highest throughput that is known of a subject.
-func most(row *result.Row) float64 {
-	if s := row.Saturation; s != nil && s.Rate > 0 {
-		return s.Rate
-	}
-	return row.Median.Throughput
 }

@@ -230,8 +230,8 @@ func warnings(r *result.Results) []string {
 			warn("other programs took %.0f %% of the server's core", 100*m.Foreign)
 		}
 		if m.ClientBound {
-			warn("the client was the limit (%.0f %% busy): requests per second are no limit of the server's; compare the CPU time per request", 100*m.ClientBusy)
-		} else if row.Rate == 0 && m.ServerBusy+m.Foreign < idleSaturation && m.ClientBusy < idleSaturation && m.ServerBusy > 0 {
+			warn("the client was the limit (%.0f %% busy, the server's core %.0f %%): requests per second are no limit of the server's; compare the CPU time per request", 100*m.ClientBusy, 100*m.CoreUsed())
+		} else if row.Rate == 0 && m.CoreUsed() < idleSaturation && m.ClientBusy < idleSaturation && m.ServerBusy > 0 {
 			warn("neither side was at its limit (server %.0f %%, client %.0f %% busy): more connections would give more", 100*m.ServerBusy, 100*m.ClientBusy)
 		}
 		if m.Observed > 0 && (m.Observed < (1-unlike)*m.Throughput || m.Observed > (1+unlike)*m.Throughput) {
@@ -241,11 +241,24 @@ func warnings(r *result.Results) []string {
 		if !m.Proof.Active {
 			warn("the mode is not proven to have been in force: %s", m.Proof.Why)
 		}
+		if misses := rowMisses(row); misses > 0 {
+			warn("%d requests found no value, which costs less to answer than one that does", misses)
+		}
+		if metricOf(r) == byCPU && m.UpperBound() {
+			warn("its CPU time per request is an upper bound: it contains polls in vain, which cannot be told apart (they took some %.0f %% of the core)", 100*m.InVain())
+		}
 		if m.Elsewhere > 0.01 {
 			warn("receive work took %.0f %% of a second core, which is in the server's CPU time", 100*m.Elsewhere)
 		}
 	}
 	return list
+}
+
+func rowMisses(row *result.Row) (n uint64) {
+	for _, x := range validRounds(row) {
+		n += x.Misses
+	}
+	return n
 }
 
 const (

@@ -2,16 +2,21 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/pollux-net/pollux/compare"
 	"github.com/pollux-net/pollux/compare/lab"
+	"github.com/pollux-net/pollux/compare/result"
 )
 
 // build makes the real program: a comparison starts itself as server and client.
@@ -40,15 +45,25 @@ func compareCommand(t *testing.T, name string, args ...string) (command *exec.Cm
 	return command, out, labName, dir
 }
 
-func nothingIsLeft(t *testing.T, labName string) {
+// running lists the processes of a program: a comparison starts itself, by its file,
+// as server and client.
+func running(t *testing.T, file string) []string {
+	t.Helper()
+	out, err := exec.Command("pgrep", "-f", regexp.QuoteMeta(file)).Output()
+	if exit := (*exec.ExitError)(nil); err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 1) {
+		t.Fatalf("look for the processes of %s: %v", file, err)
+	}
+	return strings.Fields(string(out))
+}
+
+func nothingIsLeft(t *testing.T, labName, file string) {
 	t.Helper()
 	state, err := lab.Status(labName)
 	if err != nil || !state.Down {
 		t.Errorf("the lab is not down afterwards: %+v, %v", state.Problem, err)
 	}
-	left, err := exec.Command("pgrep", "-f", "name "+labName).Output()
-	if err == nil {
-		t.Errorf("processes are left: %s", left)
+	if left := running(t, file); len(left) > 0 {
+		t.Errorf("processes are left: %v", left)
 	}
 }
 
@@ -57,7 +72,7 @@ func TestCompareMeasuresBothPathsAndLeavesNothing(t *testing.T) {
 	if err := command.Run(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	nothingIsLeft(t, labName)
+	nothingIsLeft(t, labName, command.Path)
 	r, err := compare.ReadResults(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -81,6 +96,9 @@ func TestCompareMeasuresBothPathsAndLeavesNothing(t *testing.T) {
 		if m.Server.Syscalls <= 0 && row.Subject != "user/poll" {
 			t.Errorf("%s: %v system calls a request: %s", row.Subject, m.Server.Syscalls, m.Server.SyscallsMissing)
 		}
+		if user := row.Subject == "user/poll"; (m.Server.EmptyPolls != nil) != user {
+			t.Errorf("%s: polls in vain %v: the user path tells, the kernel's does not", row.Subject, m.Server.EmptyPolls)
+		}
 		if row.Idle == nil || row.Idle.FirstRequest <= 0 {
 			t.Errorf("%s: idle %+v", row.Subject, row.Idle)
 		}
@@ -91,6 +109,11 @@ func TestCompareMeasuresBothPathsAndLeavesNothing(t *testing.T) {
 			t.Errorf("%s: %v cycles without hardware counters", row.Subject, *m.Server.Cycles)
 		}
 	}
+	for _, where := range []string{"user path, server", "kernel path, server", "client"} {
+		if !slices.Contains(r.Machine.Settings, result.Setting{Where: where, Name: "nice", Value: "-20"}) {
+			t.Errorf("%s: no nice value of -20 was read back: %v", where, r.Machine.Settings)
+		}
+	}
 	for _, want := range []string{"user/poll", "kernel/kernel-polling", r.Verdict, filepath.Join(dir, "results.json")} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the output does not say %q:\n%s", want, out)
@@ -99,7 +122,22 @@ func TestCompareMeasuresBothPathsAndLeavesNothing(t *testing.T) {
 }
 
 func TestAnInterruptedCompareCleansUpAndKeepsWhatItHas(t *testing.T) {
-	command, out, labName, dir := compareCommand(t, "interrupted", "--subject", "kernel/vanilla", "--repetitions", "50")
+	t.Run("by a person", func(t *testing.T) {
+		interruptCompare(t, "interrupted", func(p *os.Process) { p.Signal(os.Interrupt) })
+	})
+	// The shell and the kernel both tell.
+	t.Run("by its terminal's end", func(t *testing.T) {
+		interruptCompare(t, "hungup", func(p *os.Process) {
+			p.Signal(syscall.SIGHUP)
+			time.Sleep(20 * time.Millisecond)
+			p.Signal(syscall.SIGHUP)
+		})
+	})
+}
+
+func interruptCompare(t *testing.T, name string, interrupt func(*os.Process)) {
+	t.Helper()
+	command, out, labName, dir := compareCommand(t, name, "--subject", "kernel/vanilla", "--repetitions", "50")
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -119,13 +157,18 @@ func TestAnInterruptedCompareCleansUpAndKeepsWhatItHas(t *testing.T) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	if err := command.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
+	for len(running(t, command.Path)) < 3 { // itself, server and client
+		select {
+		case <-deadline:
+			t.Fatalf("only %v run", running(t, command.Path))
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
+	interrupt(command.Process)
 	if err := <-ended; err == nil {
 		t.Errorf("an interrupted run succeeded\n%s", out)
 	}
-	nothingIsLeft(t, labName)
+	nothingIsLeft(t, labName, command.Path)
 	r, err := compare.ReadResults(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -144,6 +187,8 @@ func TestCompareRefusesWhatCannotBeRun(t *testing.T) {
 		{[]string{"--quick", "--full"}, "none of the others can be"},
 		{[]string{"--server", "x"}, "NAME=COMMAND"},
 		{[]string{"--warmup", "1ms"}, "warm-up"},
+		{[]string{"--workload", "get", "--set-ratio", "0.5"}, "--set-ratio is for --workload mixed"},
+		{[]string{"--workload", "etc", "--set-ratio", "0.5"}, "--set-ratio is for --workload mixed"},
 		{[]string{"--server-core", "0"}, "go together"},
 		{[]string{"--against", "/nowhere.json"}, "--against"},
 		{[]string{"--plan", "/nowhere.toml"}, "--plan"},

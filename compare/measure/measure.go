@@ -66,10 +66,13 @@ type Sample struct {
 	BusyPollPackets uint64
 	Loops           *Loops
 	Counters        *Counters
-	// NAPI is the device's settings as they were in force, and Threads the
-	// processors of its receive threads.
-	NAPI    []napi.NAPI
-	Threads [][]int
+	// NAPI is the device's settings as they were in force, and Receivers where each
+	// instance's receive work runs: the processors of its thread, or else of its
+	// interrupt; none if it has neither.
+	NAPI      []napi.NAPI
+	Receivers [][]int
+	// Coalescing is how long the device waits with an interrupt; nil if it cannot.
+	Coalescing *napi.Coalescing
 }
 
 // Observation is one that is going on.
@@ -79,8 +82,11 @@ type Observation struct {
 	counters *counters
 	before   mark
 	napis    []napi.NAPI
-	cores    [][]int // of the NAPIs' threads
+	cores    [][]int // where the NAPIs' receive work runs
 	threads  []int   // of the server
+	// apart are other processors that handle the device's interrupts.
+	apart      []int
+	coalescing *napi.Coalescing
 }
 
 // mark is everything at a moment.
@@ -98,7 +104,7 @@ type mark struct {
 func Start(t Target) (_ *Observation, err error) {
 	o := &Observation{target: t}
 	err = t.In(func() error {
-		o.napis, err = devices(t.Device)
+		o.napis, o.coalescing, err = devices(t.Device)
 		return err
 	})
 	if err != nil {
@@ -111,13 +117,22 @@ func Start(t Target) (_ *Observation, err error) {
 	var receivers []int
 	for _, n := range o.napis {
 		var cores []int
-		if n.Thread > 0 {
-			if cores, err = napi.ThreadCores(n.Thread); err != nil {
-				return nil, fmt.Errorf("measure: %w", err)
-			}
+		switch {
+		case n.Thread > 0:
+			cores, err = napi.ThreadCores(n.Thread)
 			receivers = append(receivers, n.Thread)
-			cpus = append(cpus, cores...)
+		case n.IRQ > 0:
+			cores, err = napi.InterruptCores(n.IRQ)
+			for _, c := range cores {
+				if c != t.Core && !slices.Contains(o.apart, c) {
+					o.apart = append(o.apart, c)
+				}
+			}
 		}
+		if err != nil {
+			return nil, fmt.Errorf("measure: %w", err)
+		}
+		cpus = append(cpus, cores...)
 		o.cores = append(o.cores, cores)
 	}
 	slices.Sort(cpus)
@@ -148,7 +163,7 @@ func (o *Observation) End() (Sample, error) {
 	}
 	s := Sample{
 		Elapsed:         after.at.Sub(o.before.at),
-		BusyPollPackets: after.busyPoll - o.before.busyPoll, NAPI: o.napis, Threads: o.cores,
+		BusyPollPackets: after.busyPoll - o.before.busyPoll, NAPI: o.napis, Receivers: o.cores, Coalescing: o.coalescing,
 	}
 	if o.before.loops != nil && after.loops != nil {
 		l := after.loops.sub(*o.before.loops)
@@ -223,6 +238,14 @@ func (o *Observation) account(s *Sample, d observe.Snapshot) {
 			s.Elsewhere += t.Running + t.HardIRQ.Time + t.Deferred.Time + t.Own.Time
 		}
 	}
+	for _, c := range d.CPUs {
+		if slices.Contains(o.apart, c.ID) {
+			// Without a thread of its own, receive work is no thread's: all that
+			// devices interrupt for and all that is received there is taken for
+			// the server's, since there is no telling.
+			s.Elsewhere += c.Interrupts[observe.DeviceInterrupt].Time + c.SoftIRQs[observe.SoftIRQNetRX].Time
+		}
+	}
 	own = min(own, core.Thread)
 	s.Foreign = core.Thread - own
 	s.CPU = core.Busy() - s.Foreign + s.Elsewhere
@@ -277,13 +300,16 @@ func (s Sample) Cost(requests float64) result.Cost {
 	}
 	c := result.Cost{
 		CPU:             float64(s.CPU-s.Empty) / requests,
-		EmptyPolls:      float64(s.Empty) / requests,
 		Interrupts:      float64(s.Interrupts) / requests,
 		Softirqs:        float64(s.Softirqs) / requests,
 		NAPIPolls:       float64(s.Polls.Count+s.BusyPolls.Count) / requests,
 		ContextSwitches: float64(s.Switches) / requests,
 		Interruptions:   float64(s.Interruptions) / requests,
 		Interrupted:     float64(s.Interrupted) / requests,
+	}
+	if s.Loops != nil && !s.Loops.Kernel {
+		empty := float64(s.Empty) / requests
+		c.EmptyPolls = &empty
 	}
 	if polls := s.Polls.Count + s.BusyPolls.Count; polls > 0 {
 		c.PacketsPerPoll = float64(s.Polls.Packets+s.BusyPolls.Packets) / float64(polls)
@@ -308,25 +334,32 @@ func (s Sample) share(d time.Duration) float64 {
 	return float64(d) / float64(s.Elapsed)
 }
 
-// devices lists the NAPI instances of a device; none where there is no device
-// of the kernel's (a PCI device, say), or it has no use for them.
-func devices(name string) ([]napi.NAPI, error) {
+// devices lists the NAPI instances of a device, and reads its coalescing; none where
+// there is no device of the kernel's (a PCI device, say), or it has no use for them.
+func devices(name string) ([]napi.NAPI, *napi.Coalescing, error) {
 	if name == "" {
-		return nil, nil
+		return nil, nil, nil
 	}
 	c, err := napi.Open()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer c.Close()
 	d, err := c.Device(name)
 	if errors.Is(err, napi.ErrGone) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return c.NAPIs(d)
+	list, err := c.NAPIs(d)
+	if err != nil {
+		return nil, nil, err
+	}
+	if coalescing, err := c.Coalescing(d); err == nil {
+		return list, &coalescing, nil
+	}
+	return list, nil, nil // most virtual devices have none
 }
 
 func (l Loops) sub(e Loops) Loops {

@@ -29,6 +29,8 @@ const (
 	notProven
 	clientBound
 	noLimit
+	upperBound
+	missed
 	noisyRounds
 	shared
 	overloaded
@@ -45,6 +47,8 @@ var titles = [kinds]struct{ title, why string }{
 	notProven:     {"Mode not proven active", "do not read these as figures of their mode"},
 	clientBound:   {"Client-bound", "requests per second are no limit of these servers'; compare the CPU time per request"},
 	noLimit:       {"Nobody was at the limit", "neither the server nor the client was busy, so this is not saturation"},
+	upperBound:    {"CPU time is an upper bound", "these poll busily inside epoll_wait, where polls in vain cannot be told from work, and subjects are compared by CPU time; what they cost, and so what another gains on them, is at most this"},
+	missed:        {"Misses", "requests found no value although every key was stored, and to say so costs less; compare only rows with as few"},
 	noisyRounds:   {"Noisy", "the rounds' throughput differs by more than 10 %"},
 	shared:        {"Not alone", "other programs ran on the server's core"},
 	roundsLost:    {"Rounds that do not count", "the medians are over fewer rounds"},
@@ -105,6 +109,7 @@ func caveats(row *result.Row) (list []caveat) {
 	m := row.Median
 	// Medians can hide the one round in which it happened.
 	bound, bad, errors := m.ClientBound, uint64(0), uint64(0)
+	misses, requests := uint64(0), uint64(0)
 	active, proof := m.Proof.Active, m.Proof.Why
 	for _, r := range row.Rounds {
 		if r.Invalid != "" {
@@ -112,6 +117,7 @@ func caveats(row *result.Row) (list []caveat) {
 		}
 		bound = bound || r.ClientBound
 		bad, errors = bad+r.Wrong, errors+r.Errors
+		misses, requests = misses+r.Misses, requests+r.Requests
 		if !r.Proof.Active && active {
 			active, proof = false, r.Proof.Why
 		}
@@ -127,8 +133,12 @@ func caveats(row *result.Row) (list []caveat) {
 	}
 	if bound {
 		add(clientBound, "client-bound", "the client was %s busy, the server %s", percent(m.ClientBusy), percent(m.ServerBusy))
-	} else if row.Rate == 0 && m.ServerBusy > 0 && m.ServerBusy+m.Foreign < atLimit && m.ClientBusy < atLimit {
+	} else if row.Rate == 0 && m.ServerBusy > 0 && m.CoreUsed() < atLimit && m.ClientBusy < atLimit {
 		add(noLimit, "not saturated", "server %s busy, client %s", percent(m.ServerBusy), percent(m.ClientBusy))
+	}
+	if misses > 0 {
+		share := float64(misses) / float64(max(requests, 1))
+		add(missed, "misses: "+percent(share), "%d of %d requests found no value", misses, requests)
 	}
 	if row.Spread > noisy {
 		add(noisyRounds, "noisy: "+percent(row.Spread), "rounds differ by %s", percent(row.Spread))
@@ -148,12 +158,27 @@ func caveats(row *result.Row) (list []caveat) {
 	return list
 }
 
+// byCPU is the metric of a comparison by the server's CPU time.
+const byCPU = "cpu"
+
+// caveats of a row, with those that depend on what the rows are compared by.
+func (v view) caveats(row *result.Row) []caveat {
+	list := caveats(row)
+	if len(v.Comparisons) == 0 || v.Comparisons[0].Metric != byCPU || !usable(row) || !row.Median.UpperBound() {
+		return list
+	}
+	return append(list, caveat{upperBound, "CPU: upper bound", fmt.Sprintf("polls in vain took some %s of the core and are in the CPU time", percent(row.Median.InVain()))})
+}
+
 // notices gather what to doubt: the run's own warnings, and the rows' by kind.
 func notices(v view) (list []notice) {
 	if !v.Complete {
 		list = append(list, notice{"Incomplete", "the run was interrupted; what had been measured by then is here" + missing(v)})
 	} else if m := missing(v); m != "" {
 		list = append(list, notice{"Incomplete", strings.TrimPrefix(m, "; ")})
+	}
+	if names := debianDeep(v); len(names) > 0 {
+		list = append(list, notice{"A weak baseline", fmt.Sprintf("Debian's memcached answers a pipeline with one sendmsg for each command, which newer ones do not, so at depth %d it is slower than it need be: %s. Compare our server on both paths", v.Plan.Workload.Depth, strings.Join(names, ", "))})
 	}
 	for _, w := range v.Warnings {
 		if !strings.HasPrefix(w, "row ") { // those follow from the rows, see below
@@ -169,7 +194,7 @@ func notices(v view) (list []notice) {
 			var loads []string
 			rows := v.allRows(s.Name)
 			for _, row := range rows {
-				for _, c := range caveats(row) {
+				for _, c := range v.caveats(row) {
 					if c.Kind == k {
 						loads = append(loads, offered(row.Rate))
 					}
@@ -189,12 +214,24 @@ func notices(v view) (list []notice) {
 	return list
 }
 
+// debianDeep names the subjects that are Debian's memcached, if requests are sent
+// before earlier ones are answered.
+func debianDeep(v view) (names []string) {
+	for _, s := range v.subjects {
+		if v.Plan.Workload.Depth > 1 && len(s.Command) > 0 && s.Command[0] == "memcached" {
+			names = append(names, s.Name)
+		}
+	}
+	return names
+}
+
 // missing says which of the planned rows, or of their rounds, are not there.
 func missing(v view) string {
 	absent, short := 0, 0
 	for _, s := range v.Plan.Subjects {
 		for _, r := range v.Plan.Rates {
 			switch row := v.row(s.Name, r); {
+			case row == nil && v.TooMuch(s.Name, r): // the plan leaves it out
 			case row == nil:
 				absent++
 			case len(row.Rounds) < v.Plan.Repetitions:

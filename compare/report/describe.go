@@ -63,13 +63,13 @@ func facts(v view) []string {
 func saturation(v view) section {
 	s := section{
 		ID: "saturation", Title: "At saturation",
-		Text:   []string{"The closed loop: each connection asks again as soon as it is answered. CPU time is all that the server's side costs, softirqs and interrupts included; polls that found nothing are kept apart."},
+		Text:   []string{"The closed loop: each connection asks again as soon as it is answered. CPU time is all that the server's side costs, softirqs and interrupts included; polls that found nothing are kept apart where the server can tell: not on the kernel's path, where they are in the CPU time."},
 		Tables: append([]table{saturationTable(v, false)}, searchedTable(v)...),
 	}
 	var throughput, cpu []bar
 	for _, subject := range v.subjects {
 		row := v.row(subject.Name, 0)
-		doubts := caveats(row)
+		doubts := v.caveats(row)
 		b := bar{Label: subject.Name, Family: v.family(subject.Name), Hollow: hollow(doubts)}
 		if !usable(row) {
 			b.Value = doubts[0].Short
@@ -93,12 +93,12 @@ func saturation(v view) section {
 		// What the client could not ask for does not change what an answer costs.
 		c.Hollow = slices.ContainsFunc(doubts, func(d caveat) bool { return d.Kind == notProven || d.Kind == wrong })
 		c.X, c.Value = row.Median.Server.CPU, nanoseconds(row.Median.Server.CPU)
-		if c.X > 0 && row.Median.Server.EmptyPolls >= 0.5 {
-			c.Extra = row.Median.Server.EmptyPolls
+		if empty := row.Median.Server.EmptyPolls; c.X > 0 && empty != nil && *empty >= 0.5 {
+			c.Extra = *empty
 			c.Note = "+ " + thousands(c.Extra) + " in empty polls"
 		}
 		for _, d := range doubts {
-			if d.Kind == notProven {
+			if d.Kind == notProven || d.Kind == upperBound {
 				c.Note = strings.TrimPrefix(c.Note+", "+d.Short, ", ")
 			}
 		}
@@ -113,12 +113,11 @@ func saturation(v view) section {
 	return s
 }
 
-// saturationTable is also the terminal's, which has room for less.
 // searchedTable is of what a search has found, nil if there was none.
 func searchedTable(v view) []table {
 	t := table{
 		Caption: "Offered load that does not wait for replies, raised until it was not followed: each step tried once.",
-		Columns: append(append(text("subject"), figures("followed, requests/s", "p99 there", "not followed")...), text("whose limit")...),
+		Columns: append(append(text("subject"), figures("followed, requests/s", "average there", "p95", "p99", "not followed")...), text("whose limit")...),
 	}
 	for _, subject := range v.subjects {
 		row := v.row(subject.Name, 0)
@@ -127,14 +126,14 @@ func searchedTable(v view) []table {
 		}
 		s := row.Saturation
 		if s.Rate == 0 {
-			t.add(v.family(subject.Name), nil, subject.Name, notMeasured, notMeasured, notMeasured, cmp.Or(s.Why, "no load that was offered was followed"))
+			t.add(v.family(subject.Name), nil, subject.Name, notMeasured, notMeasured, notMeasured, notMeasured, notMeasured, cmp.Or(s.Why, "no load that was offered was followed"))
 			continue
 		}
 		beyond := notMeasured
 		if s.Beyond > 0 {
 			beyond = rate(s.Beyond)
 		}
-		t.add(v.family(subject.Name), nil, subject.Name, rate(s.Rate), duration(s.Latency.P99), beyond, s.Whose())
+		t.add(v.family(subject.Name), nil, subject.Name, rate(s.Rate), duration(s.Latency.Average), duration(s.Latency.P95), duration(s.Latency.P99), beyond, s.Whose())
 	}
 	if len(t.Rows) == 0 {
 		return nil
@@ -142,17 +141,18 @@ func searchedTable(v view) []table {
 	return []table{t}
 }
 
+// saturationTable is also the terminal's, which has room for less.
 func saturationTable(v view, short bool) table {
-	t := table{Columns: append(text("subject"), figures("requests/s", "spread", "better", "CPU ns/request", "in empty polls", "p50", "p99")...)}
+	t := table{Columns: append(text("subject"), figures("requests/s", "spread", "better", "CPU ns/request", "in empty polls")...)}
 	if short {
-		t.Columns = append(t.Columns, figures("idle")...)
+		t.Columns = append(t.Columns, figures("p50", "p99", "idle")...)
 	} else {
-		t.Columns = append(t.Columns, figures("p99.9", "server busy", "client busy")...)
+		t.Columns = append(t.Columns, figures("average", "p50", "p95", "p99", "p99.9", "server busy", "client busy")...)
 	}
 	metric := ""
 	for _, s := range v.subjects {
 		row := v.row(s.Name, 0)
-		doubts := caveats(row)
+		doubts := v.caveats(row)
 		if !usable(row) {
 			cells := []string{s.Name}
 			for range len(t.Columns) - 1 {
@@ -180,18 +180,20 @@ func saturationTable(v view, short bool) table {
 		if counted(row) < 2 {
 			spread = notMeasured
 		}
-		cells := []string{s.Name, throughput, spread, better, nanoseconds(m.Server.CPU), thousands(m.Server.EmptyPolls), duration(m.Latency.P50), duration(m.Latency.P99)}
-		if m.Server.CPU <= 0 {
-			cells[5] = notMeasured
+		empty := notMeasured
+		if m.Server.CPU > 0 && m.Server.EmptyPolls != nil {
+			empty = thousands(*m.Server.EmptyPolls)
 		}
+		l := m.Latency
+		cells := []string{s.Name, throughput, spread, better, nanoseconds(m.Server.CPU), empty}
 		if short {
 			spent := notMeasured
 			if row.Idle != nil {
 				spent = percent(row.Idle.CPU)
 			}
-			cells = append(cells, spent)
+			cells = append(cells, duration(l.P50), duration(l.P99), spent)
 		} else {
-			cells = append(cells, duration(m.Latency.P999), percent(m.ServerBusy), percent(m.ClientBusy))
+			cells = append(cells, duration(l.Average), duration(l.P50), duration(l.P95), duration(l.P99), duration(l.P999), percent(m.ServerBusy), percent(m.ClientBusy))
 		}
 		t.add(v.family(s.Name), doubts, cells...)
 	}
@@ -220,7 +222,7 @@ func latency(v view) section {
 		a := series{Label: subject.Name, Family: v.family(subject.Name)}
 		b := a
 		for _, row := range v.offeredRows(subject.Name) {
-			doubts := caveats(row)
+			doubts := v.caveats(row)
 			if !usable(row) {
 				t.add(a.Family, doubts, subject.Name, offered(row.Rate), notMeasured, notMeasured, notMeasured, notMeasured, notMeasured, notMeasured, notMeasured, notMeasured)
 				continue
@@ -281,7 +283,7 @@ func interruptions(v view) section {
 				continue
 			}
 			c, p := row.Median.Server, row.Median.Proof
-			doubts := caveats(row)
+			doubts := v.caveats(row)
 			active := slices.IndexFunc(doubts, func(d caveat) bool { return d.Kind == notProven })
 			evidence := &proof
 			if row.Rate > 0 && active < 0 {
@@ -318,37 +320,60 @@ func interruptions(v view) section {
 	return s
 }
 
+// The paper's model: with cores and frequency alike, a gain is of fewer instructions
+// for a request, or of better ones.
 func hardware(v view) section {
 	s := section{ID: "hardware", Title: "Instructions and cycles", Text: []string{
-		"Throughput = cores × frequency × instructions per cycle ÷ instructions per request: fewer instructions and better ones are different gains."}}
+		"Throughput = cores × frequency × instructions per cycle ÷ instructions per request: fewer instructions and better ones are different gains. The two factors against the baseline multiply to that of cycles. Counted is all of the server's core, polls in vain included."}}
 	if !v.Machine.PMU {
 		s.Text = append(s.Text, "This machine has no hardware counters (no PMU): "+cmp.Or(v.Machine.PMUMissing, "it did not say why")+".")
 	}
-	t := table{Caption: "At saturation", Columns: append(text("subject"), figures("cycles/request", "instructions/request", "instructions/cycle")...)}
+	t := table{Caption: "At saturation", Columns: append(text("subject"), figures("cycles/request", "instructions/request", "instructions/cycle", "gain by fewer instructions", "by better ones", "together")...)}
+	base := workOf(v.row(v.base, 0))
 	for _, subject := range v.subjects {
 		row := v.row(subject.Name, 0)
 		if !usable(row) {
 			continue
 		}
-		cycles, instructions, ipc := notMeasured, notMeasured, notMeasured
+		missing := notMeasured
 		if !v.Machine.PMU {
-			cycles, instructions, ipc = noPMU, noPMU, noPMU
+			missing = noPMU
 		}
-		c := row.Median.Server
-		if c.Cycles != nil {
-			cycles = thousands(*c.Cycles)
+		cells := []string{subject.Name, missing, missing, missing, missing, missing, missing}
+		if c := row.Median.Server.Cycles; c != nil {
+			cells[1] = thousands(*c)
 		}
-		if c.Instructions != nil {
-			instructions = thousands(*c.Instructions)
+		if n := row.Median.Server.Instructions; n != nil {
+			cells[2] = thousands(*n)
 		}
-		if c.Cycles != nil && c.Instructions != nil && *c.Cycles > 0 {
-			ipc = fmt.Sprintf("%.2f", *c.Instructions / *c.Cycles)
+		if c := workOf(row); c.known() {
+			cells[3] = fmt.Sprintf("%.2f", c.perCycle())
+			if subject.Name == v.base {
+				cells[4], cells[5], cells[6] = "base", "base", "base"
+			} else if base.known() {
+				fewer, better := base.instructions/c.instructions, c.perCycle()/base.perCycle()
+				cells[4], cells[5], cells[6] = times(fewer), times(better), times(fewer*better)
+			}
 		}
-		t.add(v.family(subject.Name), caveats(row), subject.Name, cycles, instructions, ipc)
+		t.add(v.family(subject.Name), v.caveats(row), cells...)
 	}
 	s.Tables = []table{t}
 	return s
 }
+
+// work is what hardware counters say of a request.
+type work struct{ cycles, instructions float64 }
+
+func workOf(row *result.Row) (w work) {
+	if usable(row) && row.Median.Server.Cycles != nil && row.Median.Server.Instructions != nil {
+		w = work{*row.Median.Server.Cycles, *row.Median.Server.Instructions}
+	}
+	return w
+}
+
+func (w work) known() bool { return w.cycles > 0 && w.instructions > 0 }
+
+func (w work) perCycle() float64 { return w.instructions / w.cycles }
 
 func rounds(v view) section {
 	s := section{ID: "rounds", Title: "Round by round", Text: []string{
@@ -403,7 +428,7 @@ func rounds(v view) section {
 			if row.Rate > 0 {
 				to = &loads
 			}
-			to.add(f, caveats(row), append(cells, single...)...)
+			to.add(f, v.caveats(row), append(cells, single...)...)
 			if row.Rate == 0 && len(d.X) > 1 {
 				d.Value = percent(row.Spread)
 				dots = append(dots, d)

@@ -2,9 +2,11 @@ package report
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -236,6 +238,7 @@ func TestWhatIsNotToBeTrustedIsSaidFirstAndBesideItsRow(t *testing.T) {
 		{"user/poll", "Client-bound", "client-bound"},
 		{"user/interrupt", "Mode not proven active", "mode not proven"},
 		{"kernel/busy-poll", "Noisy", "noisy: 24 %"},
+		{"kernel/busy-poll", "CPU time is an upper bound", "CPU: upper bound"},
 		{"kernel/irq-packing", "Rounds that do not count", "1 of 3 rounds invalid"},
 		{"memcached+attach", "No figures", "invalid"},
 	} {
@@ -316,8 +319,11 @@ func TestWhatWasNotMeasuredIsNotZero(t *testing.T) {
 	row.Median.Server.Cycles, row.Median.Server.Instructions = &cycles, &instructions
 	r.Machine.PMU = true
 	d = describe(r)
-	if got := strings.Join(rowOf(t, d, "hardware", 0, "kernel/vanilla").Cells, " "); got != "kernel/vanilla 12,000 18,000 1.50" {
+	if got := strings.Join(rowOf(t, d, "hardware", 0, "kernel/vanilla").Cells, " "); got != "kernel/vanilla 12,000 18,000 1.50 base base base" {
 		t.Errorf("with counters: %s", got)
+	}
+	if got := rowOf(t, d, "saturation", 0, "kernel/vanilla").Cells[5]; got != notMeasured {
+		t.Errorf("polls in vain that nobody can tell from work are %q", got)
 	}
 	if c := rowOf(t, d, "hardware", 0, "memcached").Cells[1]; c != notMeasured {
 		t.Errorf("counters that failed for one subject are %q", c)
@@ -326,18 +332,116 @@ func TestWhatWasNotMeasuredIsNotZero(t *testing.T) {
 
 func TestWhatASearchFoundIsReportedWithWhoseLimitItWas(t *testing.T) {
 	r := synthetic(seed)
-	mustFind(r, "kernel/vanilla", 0).Saturation = &result.Saturation{Rate: 90_000, Beyond: 95_000, ServerBound: true, Latency: result.Latency{P99: 900_000}}
+	mustFind(r, "kernel/vanilla", 0).Saturation = &result.Saturation{Rate: 90_000, Beyond: 95_000, ServerBound: true, Latency: result.Latency{Average: 200_000, P95: 400_000, P99: 900_000}}
 	mustFind(r, "user/poll", 0).Saturation = &result.Saturation{Rate: 150_000, Beyond: 155_000, ClientBound: true}
 	mustFind(r, "user/adaptive", 0).Saturation = &result.Saturation{Why: "the server went away"}
 	d := describe(r)
-	if l := rowOf(t, d, "saturation", 1, "kernel/vanilla"); l.Cells[1] != "90.0 k" || l.Cells[2] != "900 µs" || l.Cells[3] != "95.0 k" || l.Cells[4] != "the server's limit" {
+	if l := rowOf(t, d, "saturation", 1, "kernel/vanilla"); strings.Join(l.Cells[1:], ", ") != "90.0 k, 200 µs, 400 µs, 900 µs, 95.0 k, the server's limit" {
 		t.Errorf("found: %q", l.Cells)
 	}
-	if l := rowOf(t, d, "saturation", 1, "user/poll"); !strings.Contains(l.Cells[4], "the client's limit") {
+	if l := rowOf(t, d, "saturation", 1, "user/poll"); !strings.Contains(l.Cells[6], "the client's limit") {
 		t.Errorf("the client's: %q", l.Cells)
 	}
-	if l := rowOf(t, d, "saturation", 1, "user/adaptive"); l.Cells[1] != notMeasured || l.Cells[4] != "the server went away" {
+	if l := rowOf(t, d, "saturation", 1, "user/adaptive"); l.Cells[1] != notMeasured || l.Cells[6] != "the server went away" {
 		t.Errorf("not found: %q", l.Cells)
+	}
+}
+
+func TestAGainIsAttributedToFewerOrToBetterInstructions(t *testing.T) {
+	r := synthetic(seed)
+	r.Machine.PMU = true
+	count := func(subject string, cycles, instructions float64) {
+		c := &mustFind(r, subject, 0).Median.Server
+		c.Cycles, c.Instructions = &cycles, &instructions
+	}
+	count("kernel/vanilla", 20_000, 20_000)
+	count("kernel/kernel-polling", 10_000, 20_000) // the same instructions, twice as fast
+	count("user/adaptive", 5_000, 8_000)
+	d := describe(r)
+	for subject, want := range map[string]string{
+		"kernel/vanilla":        "base base base",
+		"kernel/kernel-polling": "1.00× 2.00× 2.00×",
+		"user/adaptive":         "2.50× 1.60× 4.00×",
+		"memcached":             "n/a n/a n/a",
+	} {
+		if got := strings.Join(rowOf(t, d, "hardware", 0, subject).Cells[4:], " "); got != want {
+			t.Errorf("%s: %s, want %s", subject, got, want)
+		}
+	}
+}
+
+func TestAverageAndP95StandAtSaturation(t *testing.T) {
+	d := describe(synthetic(seed))
+	m := mustFind(synthetic(seed), "kernel/vanilla", 0).Median.Latency
+	for _, s := range d.Sections {
+		if s.ID != "saturation" {
+			continue
+		}
+		for i, c := range s.Tables[0].Columns {
+			want := map[string]time.Duration{"average": m.Average, "p50": m.P50, "p95": m.P95, "p99": m.P99, "p99.9": m.P999}[c.Name]
+			if got := rowOf(t, d, "saturation", 0, "kernel/vanilla").Cells[i]; want > 0 && got != duration(want) {
+				t.Errorf("%s is %s, want %s", c.Name, got, duration(want))
+			}
+		}
+		names := fmt.Sprint(s.Tables[0].Columns)
+		if !strings.Contains(names, "average") || !strings.Contains(names, "p95") {
+			t.Errorf("columns %s", names)
+		}
+	}
+}
+
+func titled(d document, title string) string {
+	for _, n := range d.Notices {
+		if n.Title == title {
+			return n.Text
+		}
+	}
+	return ""
+}
+
+func TestMissesAreSaidBesideTheirRow(t *testing.T) {
+	r := synthetic(seed)
+	row := mustFind(r, "kernel/vanilla", 0)
+	row.Rounds[1].Misses = row.Rounds[1].Requests / 100
+	d := describe(r)
+	if text := titled(d, "Misses"); !strings.Contains(text, "kernel/vanilla (closed loop)") {
+		t.Errorf("notice: %q", text)
+	}
+	if l := rowOf(t, d, "saturation", 0, "kernel/vanilla"); len(l.Caveats) != 1 || !strings.HasPrefix(l.Caveats[0].Short, "misses: 0.3 %") {
+		t.Errorf("caveats %v", l.Caveats)
+	}
+}
+
+func TestDebiansMemcachedIsCalledAWeakBaselineForPipelines(t *testing.T) {
+	r := synthetic(seed)
+	if text := titled(describe(r), "A weak baseline"); text != "" {
+		t.Errorf("at depth 1: %s", text)
+	}
+	r.Plan.Workload.Depth = 16
+	if text := titled(describe(r), "A weak baseline"); !strings.Contains(text, "depth 16") || !strings.Contains(text, "memcached, memcached+attach") {
+		t.Errorf("at depth 16: %q", text)
+	}
+	r.Plan.Subjects = r.Plan.Subjects[:9]
+	r.Rows = slices.DeleteFunc(r.Rows, func(row result.Row) bool { return strings.HasPrefix(row.Subject, "memcached") })
+	if text := titled(describe(r), "A weak baseline"); text != "" {
+		t.Errorf("without it: %s", text)
+	}
+}
+
+func TestALoadThatThePlanLeavesOutIsNotMissing(t *testing.T) {
+	r := synthetic(seed)
+	r.Complete = true
+	r.Plan.Subjects = []result.Subject{{Name: "user/adaptive"}, {Name: "kernel/vanilla"}}
+	r.Rows = slices.DeleteFunc(r.Rows, func(row result.Row) bool {
+		return row.Subject != "user/adaptive" && (row.Subject != "kernel/vanilla" || row.Rate > 60e3)
+	})
+	if text := titled(describe(r), "Incomplete"); text == "" {
+		t.Error("a row of a plan of fixed rates is not missed")
+	}
+	// The rate is a fraction of what user/adaptive can do, twice what vanilla can.
+	r.Plan.Fractions = []float64{0.5}
+	if text := titled(describe(r), "Incomplete"); text != "" {
+		t.Errorf("incomplete: %s", text)
 	}
 }
 

@@ -7,7 +7,7 @@ package result
 import "time"
 
 // Schema is the version of the format; it changes when a field changes meaning.
-const Schema = 1
+const Schema = 2
 
 // Results is a whole comparison.
 type Results struct {
@@ -33,7 +33,8 @@ type Comparison struct {
 	Subject  string `json:"subject"`
 	Baseline string `json:"baseline"`
 	// Metric is "throughput" (requests per second of one core) or, where the
-	// client was the limit of either, "cpu" (the server's CPU time per request).
+	// client was the limit of any subject, "cpu" (the server's CPU time per
+	// request).
 	Metric string `json:"metric"`
 	// Ratio is above 1 if the subject is better; Low and High are of single
 	// rounds, each against the same round of the baseline.
@@ -118,6 +119,32 @@ type Row struct {
 	Idle *Idle `json:"idle,omitempty"`
 }
 
+// Most is the highest throughput that is known of the row's subject.
+func (r *Row) Most() float64 {
+	if r.Saturation != nil && r.Saturation.Rate > 0 {
+		return r.Saturation.Rate
+	}
+	return r.Median.Throughput
+}
+
+// beyond is how far over a subject's own saturation a load is still offered:
+// further up there is only a queue that grows.
+const beyond = 1.1
+
+// TooMuch says that a load is more than a subject can be asked for, so that the
+// plan leaves it out: it is a fraction of what another can do.
+func (r *Results) TooMuch(subject string, rate float64) bool {
+	if rate == 0 || len(r.Plan.Fractions) == 0 {
+		return false
+	}
+	for i := range r.Rows {
+		if row := &r.Rows[i]; row.Subject == subject && row.Rate == 0 {
+			return row.Most() > 0 && rate > beyond*row.Most()
+		}
+	}
+	return false
+}
+
 // Saturation is the highest load that a subject was found to follow.
 type Saturation struct {
 	// Rate was offered and answered in time, with Latency; Beyond was not, 0 if
@@ -152,16 +179,24 @@ type Round struct {
 	Requests   uint64  `json:"requests"`
 	Errors     uint64  `json:"errors"`
 	Wrong      uint64  `json:"wrong"`
+	// Misses are requests that found no value, although all keys were stored: to
+	// answer them costs less.
+	Misses uint64 `json:"misses"`
 	// Invalid says why the round does not count.
 	Invalid string  `json:"invalid,omitempty"`
 	Latency Latency `json:"latency"`
 
-	// ClientBusy and ServerBusy are shares of one core each; ClientBound says
-	// that the client was the bottleneck, so that Throughput is no limit of
-	// the server's.
-	ClientBusy  float64 `json:"client_busy"`
-	ServerBusy  float64 `json:"server_busy"`
-	ClientBound bool    `json:"client_bound"`
+	// ClientBusy and ServerBusy are shares of one core each. ClientFull says that
+	// the client had no more to give, ServerFull that the server's core had not,
+	// polls in vain taken for time that was left.
+	ClientBusy float64 `json:"client_busy"`
+	ServerBusy float64 `json:"server_busy"`
+	ClientFull bool    `json:"client_at_limit"`
+	ServerFull bool    `json:"server_at_limit"`
+	// ClientBound says that the client was the bottleneck and the server was not,
+	// so that Throughput is no limit of the server's. An offered load that was
+	// served has no bottleneck.
+	ClientBound bool `json:"client_bound"`
 
 	// Server is what the server's side cost, all of it: threads, softirqs and
 	// interrupts on its core, polling included and told apart.
@@ -177,6 +212,24 @@ type Round struct {
 	// Proof shows whether the mode was in force.
 	Proof Proof `json:"proof"`
 }
+
+// inVain is what a busy poll of a NAPI instance takes that finds nothing, at most:
+// measured at some 100 to 300 ns.
+const inVain = 300 * time.Nanosecond
+
+// InVain is about the share of the core that busy polls inside the kernel took and
+// found nothing. Their number is known, not their time.
+func (r *Round) InVain() float64 {
+	return r.Proof.BusyPolls * r.Proof.EmptyBusyPolls * inVain.Seconds()
+}
+
+// UpperBound says that so much of Server.CPU went into polls in vain that it is no
+// more than a bound of what requests cost.
+func (r *Round) UpperBound() bool { return r.Server.EmptyPolls == nil && r.InVain() > 0.01 }
+
+// CoreUsed is the share of the server's core that was used, by whomever, and was not
+// left to polls in vain. What receive work took of another core is not in it.
+func (r *Round) CoreUsed() float64 { return r.ServerBusy + r.Foreign - r.Elsewhere - r.InVain() }
 
 // unlike is the factor from which two rates are not of the same load.
 const unlike = 2
@@ -199,16 +252,19 @@ type Latency struct {
 
 // Cost is in the server's CPU time and events. Per request, not per second.
 type Cost struct {
-	CPU             float64 `json:"cpu_ns"`            // busy: without empty polls
-	EmptyPolls      float64 `json:"empty_poll_cpu_ns"` // spent on polls that found nothing
-	Interrupts      float64 `json:"interrupts"`
-	Softirqs        float64 `json:"softirqs"`
-	NAPIPolls       float64 `json:"napi_polls"`
-	PacketsPerPoll  float64 `json:"packets_per_napi_poll"`
-	ContextSwitches float64 `json:"context_switches"`
-	Interruptions   float64 `json:"interruptions"` // of the server's threads while running
-	Interrupted     float64 `json:"interrupted_ns"`
-	Syscalls        float64 `json:"syscalls"`
+	// CPU is what was busy: without EmptyPolls, where these are known.
+	CPU float64 `json:"cpu_ns"`
+	// EmptyPolls was spent on polls that found nothing; nil where nobody can tell
+	// it from the rest, so that it is in CPU: on the kernel path.
+	EmptyPolls      *float64 `json:"empty_poll_cpu_ns"`
+	Interrupts      float64  `json:"interrupts"`
+	Softirqs        float64  `json:"softirqs"`
+	NAPIPolls       float64  `json:"napi_polls"`
+	PacketsPerPoll  float64  `json:"packets_per_napi_poll"`
+	ContextSwitches float64  `json:"context_switches"`
+	Interruptions   float64  `json:"interruptions"` // of the server's threads while running
+	Interrupted     float64  `json:"interrupted_ns"`
+	Syscalls        float64  `json:"syscalls"`
 	// SyscallsMissing says why Syscalls is not known.
 	SyscallsMissing string `json:"syscalls_missing,omitempty"`
 	// Of hardware counters; nil where there are none.
@@ -221,8 +277,10 @@ type Proof struct {
 	SoftirqPolls    float64 `json:"softirq_napi_polls_per_second"`
 	BusyPolls       float64 `json:"busy_napi_polls_per_second"`
 	BusyPollPackets float64 `json:"busy_poll_rx_packets_per_second"`
-	Sleeps          float64 `json:"sleeps_per_second"`
-	Polls           float64 `json:"loop_polls_per_second"`
+	// EmptyBusyPolls is the share of BusyPolls that found nothing.
+	EmptyBusyPolls float64 `json:"busy_napi_polls_empty_share"`
+	Sleeps         float64 `json:"sleeps_per_second"`
+	Polls          float64 `json:"loop_polls_per_second"`
 	// Active says whether the evidence fits the mode, Why what it is.
 	Active bool   `json:"active"`
 	Why    string `json:"why"`
