@@ -22,7 +22,7 @@ func newAttachCommand() *cobra.Command {
 instances from outside, so that the server polls its queue itself while it has
 work instead of being interrupted. New epoll instances are found and set too,
 and for each it is said whether its connections come through one queue, as they
-should. At the end (an interrupt, or the end of the server) everything is put
+should. The device is set again if something else changes it. At the end (an interrupt, or the end of the server) everything is put
 back; after SIGKILL of this command a helper process does, else
 "pollux doctor --restore".
 
@@ -36,7 +36,7 @@ processes is named with all their numbers.`,
 	f.IntSliceVar(&config.PIDs, "pid", nil, "the server's process, or several with commas between")
 	f.StringVar(&config.Device, "device", "", "the network device that its connections come through")
 	f.StringVar(&mode, "mode", string(runtime.KernelPolling), "irq-packing, irq-suppression, busy-poll or kernel-polling")
-	f.DurationVar(&config.Interval, "interval", time.Second, "how often to look for new epoll instances")
+	f.DurationVar(&config.Interval, "interval", time.Second, "how often to look for new epoll instances, and at the device")
 	settings := addModeFlags(f)
 	command.MarkFlagRequired("pid")
 	command.MarkFlagRequired("device")

@@ -419,6 +419,41 @@ func TestADeviceThatWentDownAndUpIsSetAgainWhileAttached(t *testing.T) {
 	}
 }
 
+func TestADeviceIsSpreadAsLongAsAttached(t *testing.T) {
+	l := newLab(t, "spread")
+	s := newServer(t, l)
+	program := func() (attached bool) {
+		err := l.Do(lab.Server, func() error {
+			link, err := netlink.LinkByName(lab.ServerInterface)
+			attached = err == nil && link.Attrs().Xdp != nil && link.Attrs().Xdp.Attached
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return attached
+	}
+	settings, err := kernel.SettingsOf(runtime.IRQSuppression)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings.Spread = []int{0}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		done <- Run(ctx, Config{PIDs: []int{s.pid()}, Device: lab.ServerInterface, Settings: settings})
+	}()
+	eventually(t, "a program is on the device", program)
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if program() {
+		t.Error("a program is left on the device")
+	}
+}
+
 func TestAfterSIGKILLOfAttachTheServerIsAsItWas(t *testing.T) {
 	l := newLab(t, "sigkill")
 	before := state(t, l)
