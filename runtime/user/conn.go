@@ -46,7 +46,7 @@ func (l *loop) accept(h polluxruntime.Handler) func(*stack.Socket) stack.Owner {
 
 // Ready implements stack.Owner. It reads until nothing is left or output is in the
 // way; in that case the stack's buffer is full, and an event follows when it
-// has room again.
+// has room again. What was not read is bounded by the window that the peer sees.
 func (c *conn) Ready(*stack.Socket) {
 	for !c.ended {
 		c.flush()
@@ -80,11 +80,18 @@ func (c *conn) reading() bool {
 // connReader is a conn as an io.Writer that takes what the socket has received.
 type connReader conn
 
+// errOutputFull stops a read: what the handler has no room to answer stays in the
+// stack's buffer, so that the window closes. Ready reads on once there is room.
+var errOutputFull = errors.New("output at its limit")
+
+// Write takes a segment, or as much of one as lies in one piece.
 func (r *connReader) Write(p []byte) (int, error) {
 	c := (*conn)(r)
 	switch {
 	case c.closing || c.aborted || c.ended:
-	case len(c.in) > 0 || !c.reading():
+	case !c.reading():
+		return 0, errOutputFull
+	case len(c.in) > 0:
 		c.in = append(c.in, p...)
 		c.deliverBuffered()
 	default:
