@@ -101,6 +101,9 @@ func loadKernelRules(f *twin.Forwarder, file string, names []string, interfaces 
 	for port := range set.Rates {
 		return fmt.Errorf("%s: the rate of %s: the kernel path has no rates: use --path user", file, port)
 	}
+	if len(set.Rules) > twin.MaxRules {
+		return fmt.Errorf("%s: %d access rules: the kernel path takes at most %d: use --path user, which takes %d", file, len(set.Rules), twin.MaxRules, rules.MaxRules)
+	}
 	index := func(name string) int {
 		for i, n := range names {
 			if n == name {
