@@ -16,10 +16,7 @@ type Statistics struct {
 	// Uptime is in seconds, by the clock that Tick sets.
 	Uptime uint64
 
-	GetHits, GetMisses uint64
-	// GetExpired and GetFlushed are the misses, of get or gat, on an item that
-	// was still there.
-	GetExpired, GetFlushed   uint64
+	GetHits, GetMisses       uint64
 	TouchHits, TouchMisses   uint64 // touch and gat
 	Sets                     uint64 // set, add, replace, append, prepend and cas with their value
 	Flushes                  uint64
