@@ -95,3 +95,22 @@ func TestStatsMeanWhatMemcachedsMean(t *testing.T) {
 		t.Errorf("stats slabs: %v", slabs)
 	}
 }
+
+// What a lookup finds dead was not reclaimed, in memcached's words: that is what
+// made room for another item.
+func TestDeadItemsAreCountedAsMemcachedDoes(t *testing.T) {
+	reference := startReference(t)
+	s := newServer(t, Options{Stripes: 1})
+	c := dial(s, 0)
+	input := "set a 0 -1 1\r\nx\r\nget a\r\nget a\r\nset b 0 0 1\r\nx\r\nflush_all\r\nget b\r\nset c 0 -1 1\r\nx\r\nincr c 1\r\ntouch c 0\r\n"
+	if got, want := c.ask(t, input), reference.answer(t, input); got != want {
+		t.Fatalf("got %q, want %q", got, want)
+	}
+	_, got := parseStats(c.ask(t, "stats\r\n"))
+	_, want := parseStats(reference.answer(t, "stats\r\n"))
+	for _, name := range []string{"get_expired", "get_flushed", "get_misses", "reclaimed", "expired_unfetched", "evictions", "curr_items"} {
+		if got[name] != want[name] {
+			t.Errorf("%s is %s, memcached's %s", name, got[name], want[name])
+		}
+	}
+}

@@ -204,3 +204,30 @@ func TestDeadItemsNearTheOldEndMakeRoomBeforeLivingOnes(t *testing.T) {
 	}
 	check(t, s)
 }
+
+func TestWhatALookupFindsDeadIsNotReclaimed(t *testing.T) {
+	s, _ := small(t)
+	whole := func(now uint32) {
+		for range len(s.stripes[0].buckets)/sweepBatch + 1 {
+			s.Sweep(sweepBatch, now)
+		}
+	}
+	for i := range 5 {
+		s.put(Set, fmt.Sprint(i), "x", 0, 10, 0, 1)
+	}
+	s.get("0", 10)
+	if st := s.Stats(); st.Reclaimed+st.ExpiredUnfetched+st.Swept != 0 || st.Expired != 1 {
+		t.Errorf("after a lookup: %+v", st)
+	}
+	s.get("1", 5) // one of four is fetched
+	whole(10)
+	if st := s.Stats(); st.Reclaimed != 0 || st.Swept != 4 || st.ExpiredUnfetched != 3 {
+		t.Errorf("after a sweep: %+v", st)
+	}
+	s.add(5, 11)
+	s.Flush(12, 12)
+	whole(12)
+	if st := s.Stats(); st.Reclaimed != 0 || st.Swept != 5 || st.ExpiredUnfetched != 3 || st.Items != 0 {
+		t.Errorf("after a sweep of what was flushed: %+v", st)
+	}
+}

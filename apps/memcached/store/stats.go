@@ -48,9 +48,10 @@ type Stats struct {
 	// MovesToWarm and MovesWithin count moves between them, and within warm.
 	Hot, Warm, Cold                       Segment
 	MovesToCold, MovesToWarm, MovesWithin uint64
-	// Reclaimed counts expired or flushed items whose memory was taken back,
-	// ExpiredUnfetched those of them that were never read, Swept those of them
-	// that Sweep found.
+	// Reclaimed counts the dead items, expired or flushed, that made room in
+	// place of living ones, Swept those that Sweep found, and ExpiredUnfetched
+	// those of both that were never read; as in memcached, those of Swept that
+	// were flushed are not among them. What a lookup finds is in none of them.
 	Reclaimed, ExpiredUnfetched, Swept uint64
 	// Checked counts the items that Sweep looked at.
 	Checked uint64

@@ -99,7 +99,7 @@ func (st *stripe) find(key []byte, h uint64, now uint32) uint32 {
 		default:
 			return i
 		}
-		st.reclaim(i)
+		st.remove(i)
 		return 0
 	}
 	return 0
@@ -134,16 +134,6 @@ func (st *stripe) unlink(i uint32) {
 func (st *stripe) remove(i uint32) {
 	st.unlink(i)
 	st.release(st.store.slab.chainOf(i))
-}
-
-// reclaim removes an item that is dead.
-func (st *stripe) reclaim(i uint32) {
-	it := st.store.slab.header(i)
-	st.stats.reclaimed++
-	if it.heat == unread {
-		st.stats.expiredUnfetched++
-	}
-	st.remove(i)
 }
 
 func (h *header) bytes() uint64 { return uint64(Size(int(h.key), int(h.size), h.flags)) }

@@ -26,7 +26,7 @@ func (s *Store) Tick(now uint32) {
 	s.Sweep(min(max(buckets/sweepTicks, minSweep), maxSweep), now)
 }
 
-// Sweep looks through the next buckets of the tables and reclaims items that
+// Sweep looks through the next buckets of the tables and removes items that
 // have expired or were flushed: they would otherwise hold memory until they are
 // asked for or grow old. A bucket takes about as long as a lookup; a stripe in
 // which nothing can have died counts as one batch of them.
@@ -67,7 +67,10 @@ func (st *stripe) sweep(from, n int, now uint32) int {
 			st.stats.checked++
 			if st.dead(it, now) {
 				st.stats.swept++
-				st.reclaim(i)
+				if it.heat == unread && !st.flushed(it) {
+					st.stats.expiredUnfetched++
+				}
+				st.remove(i)
 			} else {
 				st.noteExpiry(it.expires)
 			}
