@@ -237,7 +237,7 @@ func TestConnectionsThatArriveDuringTheStartComeFromTheirLoopsOwnQueue(t *testin
 	var dialing sync.WaitGroup
 	var mu sync.Mutex
 	var connections []net.Conn
-	for range 4 {
+	for range 2 {
 		dialing.Add(1)
 		go func() {
 			defer dialing.Done()
@@ -250,7 +250,7 @@ func TestConnectionsThatArriveDuringTheStartComeFromTheirLoopsOwnQueue(t *testin
 				select {
 				case <-stop:
 					return
-				default:
+				case <-time.After(100 * time.Microsecond):
 				}
 				if c, err := net.DialTimeout("tcp", to.String(), time.Second); err == nil {
 					mu.Lock()
@@ -272,7 +272,7 @@ func TestConnectionsThatArriveDuringTheStartComeFromTheirLoopsOwnQueue(t *testin
 	enough := func() bool {
 		mu.Lock()
 		defer mu.Unlock()
-		return len(connections) > 50
+		return len(connections) > 30
 	}
 	eventually(t, "connections", enough)
 	close(stop)
