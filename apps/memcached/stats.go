@@ -2,12 +2,14 @@ package memcached
 
 import (
 	"math/bits"
+	"net/netip"
 	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
 
 	"github.com/pollux-net/pollux/apps/memcached/store"
+	"github.com/pollux-net/pollux/runtime"
 )
 
 // Statistics is a snapshot of what a Server counted since New; stats reset does
@@ -384,24 +386,49 @@ func (r *request) slabStats() {
 	r.count("total_malloced", s.Store.Chunks*s.Store.ChunkSize)
 }
 
-// connStats lists the connections, shard by shard.
+// connsListed is how many connections stats conns tells of: what keeps the reply
+// within what waits for any peer. A connection takes some 150 bytes of it, 210
+// with long IPv6 addresses.
+const connsListed = runtime.OutputLimit / 128
+
+// connStats lists connections, shard by shard, as far as the reply may go.
 func (r *request) connStats() {
-	n := 0
+	end := len(r.out) + runtime.OutputLimit
+	var found []listed
 	for _, sh := range *r.server.shards.Load() {
-		sh.list.mu.Lock()
-		for e := sh.list.first; e != nil; e = e.next {
-			name := strconv.Itoa(n)
-			r.stat(name+":addr", "tcp:"+e.remote.String())
-			r.stat(name+":listen_addr", "tcp:"+e.local.String())
-			state := "conn_read"
-			if e == &r.conn.entry {
-				state = "conn_parse_cmd"
-			}
-			r.stat(name+":state", state)
-			last := e.lastCommand.Load()
-			r.count(name+":secs_since_last_cmd", uint64(max(r.now, last)-last))
-			n++
-		}
-		sh.list.mu.Unlock()
+		found = sh.list.appendTo(found, connsListed-len(found))
 	}
+	for n, e := range found {
+		if len(r.out) >= end {
+			return
+		}
+		name := strconv.Itoa(n)
+		r.stat(name+":addr", "tcp:"+e.remote.String())
+		r.stat(name+":listen_addr", "tcp:"+e.local.String())
+		state := "conn_read"
+		if e.of == &r.conn.entry {
+			state = "conn_parse_cmd"
+		}
+		r.stat(name+":state", state)
+		r.count(name+":secs_since_last_cmd", uint64(max(r.now, e.lastCommand)-e.lastCommand))
+	}
+}
+
+// listed is what stats conns tells of a connection.
+type listed struct {
+	of            *connEntry
+	remote, local netip.AddrPort
+	lastCommand   uint32
+}
+
+// appendTo copies up to so many of the connections, those that were used last,
+// and holds the shard up for no longer than that takes.
+func (l *connList) appendTo(found []listed, most int) []listed {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for e := l.first; e != nil && most > 0; e = e.next {
+		found = append(found, listed{e, e.remote, e.local, e.lastCommand.Load()})
+		most--
+	}
+	return found
 }

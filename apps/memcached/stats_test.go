@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pollux-net/pollux/runtime"
 )
 
 // statNames are the names that a stats command tells, sorted, and the values.
@@ -112,5 +114,22 @@ func TestDeadItemsAreCountedAsMemcachedDoes(t *testing.T) {
 		if got[name] != want[name] {
 			t.Errorf("%s is %s, memcached's %s", name, got[name], want[name])
 		}
+	}
+}
+
+// However many connections there are, the list of them is no longer than what may
+// wait for a peer that reads nothing.
+func TestStatsConnsIsBounded(t *testing.T) {
+	s := newServer(t, Options{MaxConns: 10000, Shards: 2})
+	for i := range 5000 {
+		dial(s, i%2)
+	}
+	c := dial(s, 0)
+	reply := c.ask(t, "stats conns\r\n")
+	if n := strings.Count(reply, ":addr "); n < 1000 || len(reply) > runtime.OutputLimit+1000 || !strings.HasSuffix(reply, "END\r\n") {
+		t.Errorf("%d connections in %d bytes, ending in %q", n, len(reply), reply[len(reply)-20:])
+	}
+	if !strings.Contains(reply, ":state conn_parse_cmd\r\n") {
+		t.Error("the connection that asks is not among them")
 	}
 }
