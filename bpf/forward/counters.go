@@ -88,18 +88,40 @@ func (c *Counters) Sent() uint64 {
 	return c[Forwarded].Frames - min(lost, c[Forwarded].Frames)
 }
 
+// Received is the number of frames that came in.
+func (c *Counters) Received() (n uint64) {
+	for cause := range QueueFull {
+		n += c[cause].Frames
+	}
+	return n
+}
+
 // Counters reads the counters, the sum over all processors. Those that change
 // meanwhile are not of one moment.
 func (f *Forwarder) Counters() (c Counters, err error) {
-	for i := range c {
-		var each []forwardCount
-		if err := f.objects.Counts.Lookup(uint32(i), &each); err != nil {
-			return c, fmt.Errorf("forward: read the counters: %w", err)
-		}
-		for _, n := range each {
-			c[i].Frames += n.Frames
-			c[i].Bytes += n.Bytes
+	all, err := f.Processors()
+	for _, p := range all {
+		for i := range c {
+			c[i].Frames += p[i].Frames
+			c[i].Bytes += p[i].Bytes
 		}
 	}
-	return c, nil
+	return c, err
+}
+
+// Processors reads the counters of each processor.
+func (f *Forwarder) Processors() (all []Counters, err error) {
+	for i := range causes {
+		var each []forwardCount
+		if err := f.objects.Counts.Lookup(uint32(i), &each); err != nil {
+			return nil, fmt.Errorf("forward: read the counters: %w", err)
+		}
+		if all == nil {
+			all = make([]Counters, len(each))
+		}
+		for p, n := range each {
+			all[p][i] = Count{n.Frames, n.Bytes}
+		}
+	}
+	return all, nil
 }

@@ -463,6 +463,60 @@ func TestRulesAreLoadedAgainAndTranslationWorks(t *testing.T) {
 	}
 }
 
+func TestBothPathsCountTheSameUnderTheSameNames(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "rules")
+	if err := os.WriteFile(file, []byte("deny proto udp to-port 9\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range variants[2:] {
+		n := trio.New(t, trio.Options{Forwarding: v.name == "kernel"})
+		l, _ := router(t, n, append([]string{"--rules", file, "--metrics", "127.0.0.1:0"}, v.arguments...)...)
+		await(t, "a ping", func() error { return ping(n, "10.71.2.2") })
+		var c net.Conn
+		n.Client.Must(t, func() (err error) { c, err = net.Dial("udp", "10.71.2.2:9"); return err })
+		defer c.Close()
+		for range 30 {
+			if _, err := c.Write([]byte("denied")); err != nil {
+				t.Fatal(err)
+			}
+			if err := ping(n, "10.71.2.2"); err != nil {
+				t.Error(err)
+			}
+		}
+		await(t, v.name+" to count", func() error {
+			body, err := get(n.Router, metricsOf(l))
+			if err != nil {
+				return err
+			}
+			// Of all shards or processors.
+			sum := func(name, labels string) (total float64) {
+				for line := range strings.Lines(body) {
+					if strings.HasPrefix(line, name+"{") && strings.Contains(line, labels) && strings.Contains(line, `shard="`) {
+						value, err := strconv.ParseFloat(strings.TrimSpace(line[strings.Index(line, "} ")+1:]), 64)
+						if err != nil {
+							t.Fatal(err)
+						}
+						total += value
+					}
+				}
+				return total
+			}
+			received, forwarded, denied := sum("pollux_packet_received_total", ""), sum("pollux_packet_forwarded_total", ""), sum("pollux_packet_dropped_total", `cause="denied"`)
+			// Of the pings and their answers the kernel path leaves one a second each
+			// way to the kernel.
+			if denied != 30 || forwarded < 50 || received < denied+forwarded {
+				return fmt.Errorf("%v received, %v forwarded, %v denied; want 30 denied, and 60 forwarded or some less", received, forwarded, denied)
+			}
+			for _, want := range []string{"received ", "/s forwarded ", "/s dropped ", "denied "} {
+				if !strings.Contains(l.String(), want) {
+					return fmt.Errorf("%q is not shown", want)
+				}
+			}
+			return nil
+		})
+	}
+}
+
 // traced checks what traceroute and tracepath show: our hop first, the server
 // second, and the path's MTU.
 func traced(t *testing.T, n *trio.Network, hop, to string) {

@@ -4,15 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/pollux-net/pollux/apps/packet/rules"
 	"github.com/pollux-net/pollux/apps/pollux/internal/metrics"
@@ -59,26 +55,8 @@ func Kernel(ctx context.Context, c Config) (err error) {
 		slog.Info("metrics", "url", fmt.Sprintf("http://%v/metrics", answers.Addr()))
 	}
 	slog.Info("forwarding", "path", runtime.Kernel, "devices", c.Devices)
-	var last twin.Counters
-	at := time.Now()
-	return watch(ctx, stop, reload, c.Interval, nil, load, func() error {
-		now, err := f.Counters()
-		if err != nil {
-			return err
-		}
-		line, elapsed := "", time.Since(at).Seconds()
-		for _, cause := range twin.Causes() {
-			if n := now[cause].Frames - last[cause].Frames; n > 0 {
-				line += fmt.Sprintf(" %s %s/s", cause, rate(n, elapsed))
-			}
-		}
-		if line == "" {
-			line = " no frames"
-		}
-		last, at = now, time.Now()
-		_, err = io.WriteString(c.Output, line[1:]+"\n")
-		return err
-	})
+	show := newTwinTable(c.Output, f)
+	return watch(ctx, stop, reload, c.Interval, nil, load, show.print)
 }
 
 // loadKernelRules reads a file for the twin, which knows access rules only.
@@ -120,28 +98,4 @@ func loadKernelRules(f *twin.Forwarder, file string, names []string, interfaces 
 		})
 	}
 	return f.SetRules(list, set.Deny)
-}
-
-// twinCollector shows what the twin counts.
-type twinCollector struct{ twin *twin.Forwarder }
-
-var (
-	framesDesc = prometheus.NewDesc("pollux_packet_twin_frames_total", "Frames, by what became of them.", []string{"cause"}, nil)
-	bytesDesc  = prometheus.NewDesc("pollux_packet_twin_bytes_total", "Bytes, by what became of the frames.", []string{"cause"}, nil)
-)
-
-// Describe implements prometheus.Collector.
-func (c *twinCollector) Describe(out chan<- *prometheus.Desc) { out <- framesDesc; out <- bytesDesc }
-
-// Collect implements prometheus.Collector.
-func (c *twinCollector) Collect(out chan<- prometheus.Metric) {
-	counters, err := c.twin.Counters()
-	if err != nil {
-		slog.Warn("metrics: no counters from the twin", "error", err)
-		return
-	}
-	for _, cause := range twin.Causes() {
-		out <- prometheus.MustNewConstMetric(framesDesc, prometheus.CounterValue, float64(counters[cause].Frames), cause.String())
-		out <- prometheus.MustNewConstMetric(bytesDesc, prometheus.CounterValue, float64(counters[cause].Bytes), cause.String())
-	}
 }

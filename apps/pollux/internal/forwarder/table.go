@@ -20,17 +20,35 @@ import (
 
 // table shows what a service does: on a terminal in place, else a line each time.
 type table struct {
-	out      io.Writer
-	terminal bool
-	service  *packet.Service
-	ports    []driver.Port
-	last     []packet.Statistics
-	at       time.Time
-	rows     int
+	display
+	service *packet.Service
+	ports   []driver.Port
+	last    []packet.Statistics
+	at      time.Time
 }
 
 func newTable(out io.Writer, s *packet.Service, ports []driver.Port) *table {
-	return &table{out: out, terminal: isTerminal(out), service: s, ports: ports}
+	return &table{display: newDisplay(out), service: s, ports: ports}
+}
+
+// display is where a table goes.
+type display struct {
+	out      io.Writer
+	terminal bool
+	rows     int // of what a terminal shows
+}
+
+func newDisplay(out io.Writer) display { return display{out: out, terminal: isTerminal(out)} }
+
+// show shows a text, on a terminal in the place of the last one.
+func (d *display) show(text string) error {
+	rows := strings.Count(text, "\n")
+	if d.terminal && d.rows > 0 {
+		text = fmt.Sprintf("\x1b[%dA\x1b[J", d.rows) + text
+	}
+	d.rows = rows
+	_, err := io.WriteString(d.out, text)
+	return err
 }
 
 func isTerminal(w io.Writer) bool {
@@ -66,14 +84,9 @@ func (t *table) print() error {
 	text := t.line(all, elapsed)
 	if t.terminal {
 		text = t.screen(all, elapsed)
-		if t.rows > 0 {
-			text = fmt.Sprintf("\x1b[%dA\x1b[J", t.rows) + text
-		}
-		t.rows = strings.Count(text, "\n")
 	}
 	t.last, t.at = all, now
-	_, err = io.WriteString(t.out, text)
-	return err
+	return t.show(text)
 }
 
 // sum is what a table shows, over shards.
@@ -117,17 +130,20 @@ func (s *sum) hitRatio() string {
 }
 
 // worst lists the causes with the most drops first.
-func (s *sum) worst(elapsed float64) string {
-	names := make([]string, 0, len(s.causes))
-	for name := range s.causes {
+func (s *sum) worst(elapsed float64) string { return most(s.causes, elapsed) }
+
+// most lists causes with their rates, the most frequent first.
+func most(causes map[string]uint64, elapsed float64) string {
+	names := make([]string, 0, len(causes))
+	for name := range causes {
 		names = append(names, name)
 	}
 	sort.Slice(names, func(i, j int) bool {
 		a, b := names[i], names[j]
-		return s.causes[a] > s.causes[b] || s.causes[a] == s.causes[b] && a < b
+		return causes[a] > causes[b] || causes[a] == causes[b] && a < b
 	})
 	for i, name := range names {
-		names[i] = fmt.Sprintf("%s %s/s", name, rate(s.causes[name], elapsed))
+		names[i] = fmt.Sprintf("%s %s/s", name, rate(causes[name], elapsed))
 	}
 	return strings.Join(names, ", ")
 }
