@@ -165,7 +165,7 @@ func (r *request) getAndTouch(line []byte, at int, head store.Head) int {
 	}
 	expires, ok := r.expiry(word)
 	if !ok {
-		r.reply("CLIENT_ERROR invalid exptime argument")
+		r.reply(badExpiry)
 		return 0
 	}
 	at += len(word)
@@ -332,7 +332,7 @@ func (r *request) touch(tokens [][]byte) {
 	expires, ok := r.expiry(tokens[2])
 	switch {
 	case !ok:
-		r.reply("CLIENT_ERROR invalid exptime argument")
+		r.reply(badExpiry)
 	case r.server.store.Touch(tokens[1], expires, r.now):
 		r.shard.tally.add(touchHits, 1)
 		r.reply("TOUCHED")
@@ -349,7 +349,7 @@ func (r *request) flushAll(tokens [][]byte) {
 		var ok bool
 		if delay, ok = int32Of(tokens[1]); !ok {
 			r.shard.tally.add(flushCommands, 1)
-			r.reply("CLIENT_ERROR invalid exptime argument")
+			r.reply(badExpiry)
 			return
 		}
 	}

@@ -276,7 +276,8 @@ func TestHandWrittenLinesAreAnsweredAsByMemcached(t *testing.T) {
 		{"foo" + strings.Repeat(" x", 21) + " HTTP/1\r\nversion\r\n"}, {"foo" + strings.Repeat(" x", 22) + " HTTP/1\r\nversion\r\n"},
 		// lines without an end
 		{strings.Repeat("x", 2047), "\r\nversion\r\n"}, {strings.Repeat("x", 2049), "\r\nversion\r\n"}, {strings.Repeat("x", 2000), strings.Repeat("y", 48) + "\nversion\r\n"},
-		{"get " + strings.Repeat("a ", 5000), "\r\nversion\r\n"}, {"gets " + strings.Repeat("a ", 5000), "\r\nversion\r\n"}, {"gat 0 " + strings.Repeat("a ", 5000), "\r\nversion\r\n"},
+		{"get " + strings.Repeat("a ", 5000), "\r\nversion\r\n"}, {"gets " + strings.Repeat("a ", 5000), "\r\nversion\r\n"},
+		{"set a 0 0 1\r\nx\r\n", "gat 0 " + strings.Repeat("a ", 1500) + "\r\nversion\r\n"}, {"gats 0" + strings.Repeat(" none a", 700) + "\r\n"}, {"gat x " + strings.Repeat("a ", 1500) + "\r\nversion\r\n"},
 		{strings.Repeat(" ", 100) + "get " + strings.Repeat("a ", 5000), "\r\nversion\r\n"}, {strings.Repeat(" ", 101) + "get " + strings.Repeat("a ", 5000), "\r\nversion\r\n"},
 		{"get " + strings.Repeat("k", 5000), "\r\nversion\r\n"}, {"get " + strings.Repeat(" ", 5000), "\r\nversion\r\n"}, {"set " + strings.Repeat("k", 5000), " 0 0 1\r\nx\r\n"},
 		{"get " + strings.Repeat("none ", 1000) + "a\r\n"}, {"get " + strings.Repeat("none ", 1000) + "\x00" + strings.Repeat("a ", 1000) + "\r\nversion\r\n"},

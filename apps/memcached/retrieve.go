@@ -35,6 +35,7 @@ const (
 	// A get without any key.
 	errorReply = "ERROR\r\n"
 	badFormat  = "CLIENT_ERROR bad command line format"
+	badExpiry  = "CLIENT_ERROR invalid exptime argument"
 )
 
 // retrieve answers the keys of a get from line[at] on. It returns 0, or how far it
@@ -140,9 +141,9 @@ func hasLongKey(line []byte) bool {
 	return false
 }
 
-// longGet handles the start of a line that has no end within maxLine. Only get
-// and gets may be so long. Their keys are answered as they come: if one of them
-// is too long, the values before it have been sent already.
+// longGet handles the start of a line that has no end within maxLine. Only get,
+// gets, gat and gats may be so long. Their keys are answered as they come: if one
+// of them is too long, the values before it have been sent already.
 func (r *request) longGet(in []byte) (n int, more bool) {
 	for n <= maxIndent && in[n] == ' ' {
 		n++
@@ -155,7 +156,31 @@ func (r *request) longGet(in []byte) (n int, more bool) {
 	case bytes.HasPrefix(in[n:], []byte("gets ")):
 		r.later(retrieval{head: headWithCAS}, errorReply)
 		return n + len("gets "), false
+	case bytes.HasPrefix(in[n:], []byte("gat ")):
+		return r.longGetAndTouch(in, n+len("gat "), head)
+	case bytes.HasPrefix(in[n:], []byte("gats ")):
+		return r.longGetAndTouch(in, n+len("gats "), headWithCAS)
 	}
 	r.conn.closing = true
 	return len(in), false
+}
+
+// longGetAndTouch is longGet for a gat, whose first word is the expiry time and
+// must be at hand.
+func (r *request) longGetAndTouch(in []byte, at int, head store.Head) (n int, more bool) {
+	for at < maxLine && in[at] == ' ' {
+		at++
+	}
+	space := bytes.IndexByte(in[at:maxLine], ' ')
+	if space <= 0 {
+		r.conn.closing = true
+		return len(in), false
+	}
+	expires, ok := r.expiry(in[at : at+space])
+	if !ok {
+		r.conn.state, r.conn.end = inRest, badExpiry+"\r\n"
+	} else {
+		r.later(retrieval{head: head, touch: true, expires: expires}, endOfGet)
+	}
+	return at + space, false
 }

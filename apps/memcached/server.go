@@ -7,10 +7,10 @@
 // taken but the one of the key's stripe in the store; time comes from Tick.
 //
 // Where memcached's answer depends on how its input happens to be cut into
-// packets, this one's does not: a line other than get or gets is closed upon
-// after 2 KiB even if its end is at hand, a get longer than that is answered key
-// by key, and no reply to an earlier command is lost when a later one in the
-// pipeline is bad. A binary request's value that its command has no use for is
+// packets, this one's does not: a line other than get, gets, gat or gats is
+// closed upon after 2 KiB even if its end is at hand, one of those that is longer
+// is answered key by key, and no reply to an earlier command is lost when a later
+// one in the pipeline is bad. A binary request's value that its command has no use for is
 // skipped, where memcached reads on in the middle of it. What memcached's own
 // slabs, crawlers and watchers are tuned with is not understood.
 package memcached

@@ -21,7 +21,7 @@ import (
 func wide(rng *rand.Rand) string {
 	long := strings.Repeat("k", 251)
 	value := strings.Repeat("0123456789abcdef", 1<<12-8)
-	switch rng.IntN(9) {
+	switch rng.IntN(11) {
 	case 0:
 		return "get " + strings.Repeat("key1 none key2 ", 300) + "\r\n"
 	case 1:
@@ -38,6 +38,10 @@ func wide(rng *rand.Rand) string {
 		return fmt.Sprintf("append key%d 0 0 20000\r\n%s\r\n", rng.IntN(4), value[:20000])
 	case 7:
 		return fmt.Sprintf("prepend key%d 0 0 20000\r\n%s\r\n", rng.IntN(4), value[:20000])
+	case 8:
+		return fmt.Sprintf("gats %d%s\r\n", rng.IntN(2)*1000, strings.Repeat(" key1 none", 300+rng.IntN(2)))
+	case 9:
+		return "gat " + strings.Repeat(" ", 2037+rng.IntN(10)) + "0 " + strings.Repeat("key1 ", 10) + "\r\n"
 	default:
 		return strings.Repeat(" ", 80) + "get " + strings.Repeat(" ", 3000) + "key1\x00 key2\r\n"
 	}
@@ -556,5 +560,33 @@ func TestShardsShareOneServer(t *testing.T) {
 	wait.Wait()
 	if stats := s.Statistics(); stats.Conns != 0 || stats.ConnsOpened != 18 {
 		t.Errorf("%d connections left of %d", stats.Conns, stats.ConnsOpened)
+	}
+}
+
+// Memcached answers a gat of any length if it comes in one piece, so this server
+// does so however it comes.
+func TestALongGatIsAnsweredKeyByKey(t *testing.T) {
+	s := newServer(t, Options{Now: someday})
+	c := dial(s, 0)
+	value := "VALUE a 0 1\r\nx\r\n"
+	c.ask(t, "set a 0 10 1\r\nx\r\n")
+	if got := c.ask(t, "gat 1000 "+strings.Repeat("a none ", 1000)); got != strings.Repeat(value, 1000) {
+		t.Errorf("the first keys are answered by %d bytes", len(got))
+	}
+	if got := c.ask(t, "a\r\nversion\r\n"); got != value+"END\r\nVERSION 1.6.18\r\n" {
+		t.Errorf("the last by %q", clip(got))
+	}
+	s.Tick(someday.Add(100 * time.Second))
+	if got := c.ask(t, "get a\r\n"); got != value+"END\r\n" {
+		t.Errorf("it was not touched: %q", clip(got))
+	}
+	if got := c.ask(t, "gats soon "+strings.Repeat("a ", 2000)+"\r\nversion\r\n"); got != "CLIENT_ERROR invalid exptime argument\r\nVERSION 1.6.18\r\n" {
+		t.Errorf("with an expiry time that is none: %q", clip(got))
+	}
+	if c.ask(t, "gat "+strings.Repeat("1", 3000)+" a\r\n"); !c.ended {
+		t.Error("a line with no word in 2 KiB is not closed upon")
+	}
+	if st := s.Statistics(); st.TouchHits != 1001 || st.TouchMisses != 1000 {
+		t.Errorf("%d hits, %d misses", st.TouchHits, st.TouchMisses)
 	}
 }
