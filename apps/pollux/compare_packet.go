@@ -35,7 +35,7 @@ left behind.`,
 				return fmt.Errorf("find this program's file: %w", err)
 			}
 			config.Step = func(what string) { fmt.Fprintln(cmd.ErrOrStderr(), what) }
-			rows, err := forwarding.Run(cmd.Context(), config)
+			rows, err := forwarding.Run(untilHangUp(cmd.Context()), config)
 			if err != nil {
 				return err
 			}
