@@ -217,10 +217,11 @@ func (s *Server) Data(c runtime.Conn, in []byte) int {
 		return len(in)
 	}
 	now := s.clock.Load()
-	if cn.entry.lastCommand.Load() != now {
-		cn.shard.list.use(&cn.entry, now)
-	}
 	sh := cn.shard
+	sh.enter()
+	if cn.entry.lastCommand.Load() != now {
+		sh.list.use(&cn.entry, now)
+	}
 	sh.tally.add(bytesRead, uint64(max(len(in)-cn.kept, 0)))
 	r := request{server: s, shard: sh, conn: cn, now: now, out: sh.out[:0]}
 	buffered := c.Buffered()
@@ -245,6 +246,7 @@ func (s *Server) Data(c runtime.Conn, in []byte) int {
 	cn.kept = len(in) - pos
 	sh.tally.flush(&sh.counters)
 	sh.keep(r.out)
+	sh.leave()
 	return pos
 }
 

@@ -68,7 +68,10 @@ type Options struct {
 }
 
 // Server is a memcached. It implements runtime.Handler for any number of shards
-// at once. Tick and Statistics may be called from any goroutine.
+// at once, of one runtime: two runtimes number their shards alike, and what a
+// shard's connections share has no lock. When two loops are found in the same
+// shard at once the Server panics, before one gets the other's replies. Tick and
+// Statistics may be called from any goroutine.
 type Server struct {
 	store    *store.Store
 	version  string
@@ -167,6 +170,8 @@ func (s *Server) TickShard(index int, now time.Time) {
 		return
 	}
 	sh := s.shard(index)
+	sh.enter()
+	defer sh.leave()
 	second := s.clock.Load()
 	for {
 		e := sh.list.popIdle(second, s.idle)
@@ -202,6 +207,8 @@ func (sh *shard) keep(out []byte) {
 // shard is what the connections of one core share: used by that core alone,
 // but for the counters, which anybody may read.
 type shard struct {
+	// entered: a loop is at work with it.
+	entered  atomic.Bool
 	counters counters
 	tally    tally
 	// out collects the replies of one call of Data.
@@ -217,6 +224,14 @@ type shard struct {
 	frame    [datagramSize]byte
 	_        [64]byte
 }
+
+func (sh *shard) enter() {
+	if !sh.entered.CompareAndSwap(false, true) {
+		panic("memcached: two loops use one shard; a Server serves the shards of one runtime, make another for each other runtime")
+	}
+}
+
+func (sh *shard) leave() { sh.entered.Store(false) }
 
 // shard returns the shard of an index, which it makes if there is none yet.
 func (s *Server) shard(index int) *shard {

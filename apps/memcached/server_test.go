@@ -590,3 +590,38 @@ func TestALongGatIsAnsweredKeyByKey(t *testing.T) {
 		t.Errorf("%d hits, %d misses", st.TouchHits, st.TouchMisses)
 	}
 }
+
+// meddler is a connection that has another one of the same shard served while it
+// is, as the loop of a second runtime would.
+type meddler struct {
+	fakeConn
+	meddle func()
+}
+
+func (c *meddler) Write(p []byte) (int, error) { c.meddle(); return len(p), nil }
+
+func TestTwoLoopsInOneShardAreFoundOut(t *testing.T) {
+	start := time.Unix(1_700_000_000, 0)
+	for what, meddle := range map[string]func(s *Server, shard int){
+		"data": func(s *Server, shard int) { s.Data(dial(s, shard), []byte("version\r\n")) },
+		"packet": func(s *Server, shard int) {
+			s.Packet(&fakePacketConn{shard: shard}, peer, []byte(frame(1, 0, 1)+"version\r\n"))
+		},
+		"tick": func(s *Server, shard int) { s.TickShard(shard, start) },
+	} {
+		s := newServer(t, Options{Now: start, Shards: 2, IdleTimeout: time.Hour})
+		ask := func(shard int) (panicked any) {
+			defer func() { panicked = recover() }()
+			c := &meddler{meddle: func() { meddle(s, shard) }}
+			s.Open(c)
+			s.Data(c, []byte("version\r\n"))
+			return nil
+		}
+		if p := ask(1); p != nil {
+			t.Errorf("%s of another shard: %v", what, p)
+		}
+		if p := ask(0); p == nil || !strings.Contains(fmt.Sprint(p), "one runtime") {
+			t.Errorf("%s of the same shard: %v", what, p)
+		}
+	}
+}

@@ -30,6 +30,8 @@ const messageTooLarge = "SERVER_ERROR reply too large for UDP"
 // sender fetches a large reply for somebody else.
 func (s *Server) Packet(c runtime.PacketConn, from netip.AddrPort, in []byte) {
 	sh := s.shard(c.Shard())
+	sh.enter()
+	defer sh.leave()
 	if port := uint32(c.LocalAddr().Port()); s.udpPort.Load() != port {
 		s.udpPort.Store(port)
 	}
