@@ -58,7 +58,7 @@ var kernelMetrics = []kernelMetric{
 	kernelCounter("datagrams_dropped_total", "Datagrams that could not be sent.", func(s *kstats) float64 { return float64(s.PacketsDropped) }),
 	kernelCounter("napi_foreign_connections_total", "Connections received by another queue than the loop polls.", func(s *kstats) float64 { return float64(s.NAPIForeign) }),
 	kernelCounter("napi_unknown_connections_total", "Connections from a device that cannot be polled.", func(s *kstats) float64 { return float64(s.NAPIUnknown) }),
-	kernelCounter("device_changes_total", "Times that the device was not as the mode had set it, and was set again.", func(s *kstats) float64 { return float64(s.DeviceChanges) }),
+	kernelCounter("device_changes_total", "Times that the device was found not as the mode had set it.", func(s *kstats) float64 { return float64(s.DeviceChanges) }),
 }
 
 // Describe implements prometheus.Collector.
