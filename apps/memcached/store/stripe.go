@@ -228,13 +228,16 @@ func (st *stripe) evict(but, now uint32) chain {
 	return slab.chainOf(victim)
 }
 
-// gather collects n chunks from the pool and from all stripes in turn, evicting
-// a few items of each but not the given one. Of the stripe at home and some
-// beside it, that with the oldest item is the first. No stripe may be locked by
-// the caller.
+// gather collects n chunks: those that the stripe at home has free, from the pool,
+// and then from all stripes in turn, evicting a few items of each but not the
+// given one. Of the stripe at home and some beside it, that with the oldest item
+// is the first. No stripe may be locked by the caller.
 func (s *Store) gather(n int, home *stripe, but, now uint32) (chain, bool) {
 	const evictions = 4 // of a stripe before the next one's turn
-	got := s.pool.take(s.slab, n)
+	home.mu.Lock()
+	got := home.free.take(s.slab, n)
+	home.mu.Unlock()
+	got.push(s.slab, s.pool.take(s.slab, n-got.count))
 	start := home.index
 	if got.count < n {
 		start = s.oldest(home.index, but)
