@@ -536,6 +536,11 @@ func TestLargeValuesGoInTheOrderTheyCame(t *testing.T) {
 	if fit := int(s.Stats().Chunks) / chunksFor(3, 1<<20-200); kept != items() || kept != fit {
 		t.Errorf("%d values are there, the last %d among them, where %d fit", items(), kept, fit)
 	}
+	for i := range s.stripes {
+		if n := s.stripes[i].free.count; n > stripeKeep {
+			t.Errorf("stripe %d keeps %d free chunks for itself", i, n)
+		}
+	}
 	check(t, s)
 }
 
