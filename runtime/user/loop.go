@@ -158,8 +158,8 @@ func (l *loop) fail(err error) {
 
 // stopped reports whether the loop is through.
 func (l *loop) stopped(now time.Duration) bool {
-	if l.stack.Misdirected() > 0 {
-		l.fail(fmt.Errorf("shard %d received a connection that the device's RSS key and table assign to another queue: the shards cannot rely on it; use one core, or correct the device's RSS (ethtool -x)", l.shard))
+	if l.stack.Misdirected() >= misdirectedLimit {
+		l.fail(fmt.Errorf("shard %d received %d connections that the device's RSS key and table assign to another queue: the shards cannot rely on it; use one core, or correct the device's RSS (ethtool -x)", l.shard, misdirectedLimit))
 	}
 	if l.failure != nil {
 		return true

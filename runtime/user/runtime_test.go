@@ -152,7 +152,10 @@ func TestADeviceWhoseRSSCannotBeReliedOnIsRefused(t *testing.T) {
 	}
 }
 
-func TestShardsStopWhenTheDeviceDoesNotFollowItsRSS(t *testing.T) {
+// misled starts a server of two shards whose device delivers each connection to the
+// other one than its RSS says, and a client.
+func misled(t *testing.T) (server, client *Runtime) {
+	t.Helper()
 	link, err := wire.New(wire.Config{Queues: 2, Interrupts: true})
 	if err != nil {
 		t.Fatal(err)
@@ -160,38 +163,60 @@ func TestShardsStopWhenTheDeviceDoesNotFollowItsRSS(t *testing.T) {
 	port := link.Port(wire.A)
 	rss, _ := port.RSS()
 	// The table as the device reports it is the wrong way round.
-	rss.Table = bytes16(rss.Table)
-	r, err := New(brokenRSS{port, rss}, Config{Stack: stack.Config{Addresses: []netip.Prefix{serverPrefix}}})
+	rss.Table = flipped(rss.Table)
+	server, err = New(brokenRSS{port, rss}, Config{Stack: stack.Config{Addresses: []netip.Prefix{serverPrefix}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Listen(service, &echo{}); err != nil {
+	if err := server.Listen(service, &echo{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Start(); err != nil {
-		t.Fatal(err)
-	}
-	client, err := New(link.Port(wire.B), Config{Stack: stack.Config{Addresses: []netip.Prefix{clientPrefix}}})
+	client, err = New(link.Port(wire.B), Config{Stack: stack.Config{Addresses: []netip.Prefix{clientPrefix}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := client.Start(); err != nil {
-		t.Fatal(err)
+	for _, r := range []*Runtime{server, client} {
+		if err := r.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { shutdown(r, time.Second) })
 	}
-	defer shutdown(client, time.Second)
+	return server, client
+}
+
+func TestShardsStopWhenTheDeviceDoesNotFollowItsRSS(t *testing.T) {
+	server, client := misled(t)
 	// All of them arrive at the wrong one of two shards.
 	for range 2 * misdirectedLimit {
 		go client.Stack(0).Dial("tcp", service.String())
 	}
 	select {
-	case <-r.Done():
-		if r.Err() == nil {
+	case <-server.Done():
+		if server.Err() == nil {
 			t.Error("the loops ended without a reason")
 		}
-		t.Log(r.Err())
+		t.Log(server.Err())
 	case <-time.After(20 * time.Second):
 		t.Error("the shards went on")
-		shutdown(r, time.Second)
+	}
+}
+
+func TestAFewMisdirectedConnectionsDoNotStopTheShards(t *testing.T) {
+	server, client := misled(t)
+	p := &pair{server: server, client: client}
+	for range misdirectedLimit / 2 {
+		c := p.dial(t, 0)
+		if err := ask(c, "x"); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+	misdirected := uint64(0)
+	for _, s := range p.statistics(t, server) {
+		misdirected += s.Stack.Misdirected
+	}
+	if misdirected == 0 {
+		t.Error("no connection was misdirected: the test does not test")
 	}
 }
 
@@ -221,12 +246,12 @@ func TestAFamilyThatIsNotHashedBelongsToEveryShard(t *testing.T) {
 	}
 }
 
-func bytes16(table []uint16) []uint16 {
-	flipped := make([]uint16, len(table))
+func flipped(table []uint16) []uint16 {
+	other := make([]uint16, len(table))
 	for i, q := range table {
-		flipped[i] = 1 - q
+		other[i] = 1 - q
 	}
-	return flipped
+	return other
 }
 
 // unspread is a port that does have several queues but no RSS, and delivers each
