@@ -36,6 +36,7 @@ const (
 	Martian      // addresses that must not be on a wire (RFC 1812 5.3.7)
 	TinyFragment // a first fragment that holds only a part of the TCP header (RFC 1858)
 	Extensions   // more IPv6 extension headers than are looked behind
+	PriorityTag  // a VLAN tag of no VLAN, which would hide a packet from the rules
 	Blackhole    // a blackhole route
 	Denied       // an access rule
 
@@ -50,7 +51,7 @@ const (
 var causeNames = [causes]string{
 	"forwarded", "local", "neighbour-wait", "refresh", "too-big", "hop-limit", "unreachable", "no-port", "ethertype",
 	"multicast", "link-local", "other-host", "options", "disabled", "unsupported", "short", "malformed", "checksum",
-	"martian", "tiny-fragment", "extensions", "blackhole", "denied", "queue-full", "output-unready", "redirect",
+	"martian", "tiny-fragment", "extensions", "priority-tag", "blackhole", "denied", "queue-full", "output-unready", "redirect",
 }
 
 func (c Cause) String() string {

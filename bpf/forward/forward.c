@@ -17,6 +17,8 @@ char _license[] SEC("license") = "GPL";
 #define AF_INET6 10
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86dd
+#define ETH_P_8021Q 0x8100
+#define ETH_P_8021AD 0x88a8
 #define IPPROTO_HOPOPTS 0
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
@@ -96,6 +98,10 @@ struct ethernet {
 	__u8 to[6], from[6];
 	__be16 protocol;
 } __attribute__((packed));
+
+struct tag {
+	__be16 priority_vlan, protocol;
+} __attribute__((packed, aligned(2)));
 
 struct ipv4 {
 	__u8 version_ihl;
@@ -510,6 +516,14 @@ static __always_inline int handle(struct xdp_md *ctx, __u32 size)
 	struct port *port = bpf_map_lookup_elem(&ports, &in);
 	if (!port)
 		return NO_PORT;
+	if (eth->protocol == bpf_htons(ETH_P_8021Q) || eth->protocol == bpf_htons(ETH_P_8021AD)) {
+		struct tag *tag = (void *)(eth + 1);
+		if ((void *)(tag + 1) > end)
+			return SHORT;
+		// The kernel would take it for one without a tag, and no rule had seen it.
+		if (!(tag->priority_vlan & bpf_htons(0x0fff)))
+			return PRIORITY_TAG;
+	}
 	bool group = eth->to[0] & 1;
 	__u16 *to = (__u16 *)eth->to, *mac = (__u16 *)port->mac;
 	if (!group && (to[0] != mac[0] || to[1] != mac[1] || to[2] != mac[2]))

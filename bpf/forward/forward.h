@@ -71,6 +71,7 @@ enum cause {
 	MARTIAN,
 	TINY_FRAGMENT,
 	EXTENSIONS,
+	PRIORITY_TAG,
 	BLACKHOLE,
 	DENIED,
 	// Dropped after they were forwarded.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/pollux-net/pollux/bpf/trio"
@@ -140,7 +141,10 @@ func TestEveryFrameThatIsNotForwardedIsCountedUnderItsCause(t *testing.T) {
 		"IPv6 blackhole":              {with(six, target("2001:db8:1::1")), Blackhole},
 		"IPv4 out of no port of ours": {with(four, target("192.0.3.1")), NoPort},
 		"ARP":                         {raw(four, func(b []byte) []byte { b[13] = 6; return b }), EtherType},
-		"VLAN":                        {raw(four, func(b []byte) []byte { b[12], b[13] = 0x81, 0; return b }), EtherType},
+		"VLAN":                        {raw(four, func(b []byte) []byte { return slices.Insert(b, 12, 0x81, 0, 0, 7) }), EtherType},
+		"priority tag":                {raw(four, func(b []byte) []byte { return slices.Insert(b, 12, 0x81, 0, 0xe0, 0) }), PriorityTag},
+		"priority tag, IPv6":          {raw(six, func(b []byte) []byte { return slices.Insert(b, 12, 0x88, 0xa8, 0, 0) }), PriorityTag},
+		"VLAN tag cut":                {raw(four, func(b []byte) []byte { b[12], b[13] = 0x81, 0; return b[:16] }), Short},
 		"broadcast":                   {with(four, func(d *datagram) { d.to = [6]byte{255, 255, 255, 255, 255, 255} }), Multicast},
 		"IPv4 group":                  {with(four, target("224.0.0.5")), Multicast},
 		"IPv6 group":                  {with(six, target("ff02::5")), Multicast},
