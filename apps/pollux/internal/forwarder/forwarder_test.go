@@ -342,35 +342,46 @@ func TestARouteIsReplacedDuringTraffic(t *testing.T) {
 					}
 				}
 			}()
+			var arrived atomic.Uint64 // the highest number so far
+			came := map[uint64]int{}  // by which link
+			receiver := make(chan error, 1)
+			go func() {
+				b, control := make([]byte, 8), make([]byte, 256)
+				for {
+					size, controls, _, _, err := server.ReadMsgUDP(b, control)
+					if errors.Is(err, os.ErrDeadlineExceeded) {
+						receiver <- nil
+						return
+					}
+					messages, err2 := unix.ParseSocketControlMessage(control[:controls])
+					if err := errors.Join(err, err2); err != nil || size != 8 || len(messages) != 1 {
+						receiver <- fmt.Errorf("%d bytes, %d control messages: %w", size, len(messages), err)
+						return
+					}
+					number := be.BigEndian.Uint64(b)
+					came[number] = links[int(be.NativeEndian.Uint32(messages[0].Data))] // in_pktinfo begins with it
+					arrived.Store(max(number, arrived.Load()))
+				}
+			}()
 			for i := range flips {
 				replace(i % 2)
 				since[i] = sent.Load() + 1 // the one that is being sent may be on its way already
-				for until := since[i] + between; sent.Load() < until; {
-					time.Sleep(time.Millisecond)
-				}
+				// Until later ones have arrived, those before may wait for the router,
+				// which then sends them by the next route.
+				await(t, "packets to arrive", func() error {
+					if arrived.Load() < since[i]+between {
+						return fmt.Errorf("%d of number %d", arrived.Load(), since[i]+between)
+					}
+					return nil
+				})
 			}
 			close(stop)
-			if err := <-sender; err != nil {
+			server.SetReadDeadline(time.Now().Add(time.Second))
+			if err := errors.Join(<-sender, <-receiver); err != nil {
 				t.Fatal(err)
 			}
-			received, stale, last := 0, 0, sent.Load()
-			b, control := make([]byte, 8), make([]byte, 256)
-			for number := uint64(0); number < last; {
-				server.SetReadDeadline(time.Now().Add(time.Second))
-				size, controls, _, _, err := server.ReadMsgUDP(b, control)
-				if errors.Is(err, os.ErrDeadlineExceeded) {
-					break // the last one was lost
-				}
-				if err != nil || size != 8 {
-					t.Fatalf("after number %d of %d: %v", number, last, err)
-				}
-				number = be.BigEndian.Uint64(b)
-				received++
-				messages, err := unix.ParseSocketControlMessage(control[:controls])
-				if err != nil || len(messages) != 1 {
-					t.Fatalf("no interface of arrival: %v", err)
-				}
-				link := links[int(be.NativeEndian.Uint32(messages[0].Data))] // in_pktinfo begins with it
+			received, stale, last := len(came), 0, sent.Load()
+			for number, link := range came {
 				for i := range flips {
 					if number >= since[i] && number < since[i]+between && link != i%2 {
 						stale++
