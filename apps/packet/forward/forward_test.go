@@ -747,7 +747,8 @@ func TestAnErrorFromInsideFindsTheBindingOnAnyShardAndMakesNone(t *testing.T) {
 	const shards = 3
 	b := newBed(t, 2, wire.Config{}, forward.Config{Shards: shards})
 	defer b.close()
-	load(t, b, "nat out p1 to 198.51.100.1 ports 10000-10299")
+	// Hosts behind the inside routers have a rule of their own.
+	load(t, b, "nat out p1 from 10.0.0.2 to 198.51.100.1 ports 10000-10299\nnat out p1 to 198.51.100.2")
 	server := netip.MustParseAddr("10.1.0.2")
 	about := func(from netip.Addr, quoted []byte) []byte {
 		e := packet{from: from, to: server, protocol: 1, icmpType: 3, payload: 28}.frame()

@@ -244,10 +244,14 @@ func (s *Shard) toOutside(in *port, f *driver.Frame, m *meta, out int, d *decisi
 			return true
 		}
 		// The packet came by a binding, which may be any shard's: receive-side
-		// scaling knows only the addresses of an error. Nobody makes a new one.
-		i, ok := s.nat.Find(rule, protocol, to)
-		if !ok {
-			if shards := len(s.forwarder.shards); int(m.passed)+1 < shards {
+		// scaling knows only the addresses of an error. Nobody makes a new one. And it
+		// was made by the rule for who got the packet, not for who reports it.
+		i, found := 0, false
+		if rule, wanted = s.nat.Wants(out, to.Address); wanted {
+			i, found = s.nat.Find(rule, protocol, to)
+		}
+		if !found {
+			if shards := len(s.forwarder.shards); wanted && int(m.passed)+1 < shards {
 				s.handOver((s.index+1)%shards, in, f, int(m.passed)+1)
 			} else {
 				s.drop(f, NATUnknown)
