@@ -133,11 +133,13 @@ func (t *timer) Reset(d time.Duration) {
 	c.seq++
 	t.seq = c.seq
 	c.timers.push(t)
-	before := c.next.Load()
-	c.first()
 	wake := c.wake
+	if t.when >= c.next.Load() {
+		wake = nil // the loop wakes up in time
+	}
+	c.first()
 	c.mu.Unlock()
-	if wake != nil && t.when < before {
+	if wake != nil {
 		c.earlier.Store(true)
 		wake()
 	}
