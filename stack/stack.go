@@ -98,10 +98,12 @@ func (s *Stack) configure() error {
 	}{
 		{"congestion control", ptr(tcpip.CongestionControlOption(s.config.CongestionControl))},
 		{"SACK", ptr(tcpip.TCPSACKEnabled(!s.config.NoSACK))},
-		// No RACK (RFC 8985): with time standing still during an iteration,
-		// netstack takes the rest of a burst for sent before its acknowledged
-		// part, and sends it again; and after a timeout it counts what it
-		// knows to be lost as in flight, and recovers a segment a timeout.
+		// No RACK (RFC 8985), although it would recover losses faster: among
+		// segments sent at the same time, which all of a burst are while time
+		// stands still, netstack takes those behind the acknowledged one for
+		// sent before it; after a timeout it enters fast recovery, in which all
+		// that was lost counts as in flight, and recovers a segment a timeout;
+		// and it walks all of the segments in flight for each ACK.
 		{"loss recovery", ptr(tcpip.TCPRecovery(0))},
 		{"Nagle", ptr(tcpip.TCPDelayEnabled(s.config.Nagle))},
 		{"send buffer", &tcpip.TCPSendBufferSizeRangeOption{Min: minBuffer, Default: s.config.SendBuffer.Default, Max: s.config.SendBuffer.Max}},
