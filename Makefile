@@ -58,8 +58,9 @@ bench: ready ## benchmarks; BENCH=regexp BENCHTIME=2s BENCHED=./stack to choose
 	go test -run '^$$' -bench 'Get/inline' -benchtime $(BENCHTIME) -count 3 -pgo off ./stack
 	go test -run '^$$' -bench 'Get/inline' -benchtime $(BENCHTIME) -count 3 -pgo $(CURDIR)/$(PROFILE) ./stack
 
-bench-packet: ready ## the packet service against testpmd, the kernel and its XDP twin (as root; 2 minutes)
+bench-packet: build ## the packet service against testpmd, the kernel and its XDP twin (as root; 3 minutes)
 	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 15m ./apps/pollux/internal/forwarder/bench
+	bin/pollux compare packet
 
 # The profile is that of the hot path alone (the benchmark) and of a server under
 # load in the lab, for what surrounds it.

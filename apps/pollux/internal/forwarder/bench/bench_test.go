@@ -20,8 +20,6 @@ type series struct {
 	percore []float64 // by processor time
 	refused []float64 // share of what was offered that did not come out
 	offered []float64 // by the generator
-	busy    []float64 // share of the time that the core that forwards was at it
-	woken   []float64 // wake-ups per thousand frames
 }
 
 func median(list []float64) float64 {
@@ -54,7 +52,6 @@ func compete(title string, all []*contestant) {
 			}
 			c.mpps = append(c.mpps, r.mpps())
 			c.percore = append(c.percore, float64(r.Frames)/r.Busy.Seconds()/1e6)
-			c.woken = append(c.woken, 1000*float64(r.Woken)/float64(max(1, r.Frames)))
 			if r.Offered > 0 {
 				c.offered = append(c.offered, float64(r.Offered)/r.Elapsed.Seconds()/1e6)
 				c.refused = append(c.refused, max(0, 1-float64(r.Frames)/float64(r.Offered)))
@@ -80,17 +77,6 @@ func print(title string, all []*contestant) {
 		if len(s.refused) > 0 {
 			fmt.Printf("; of the %.2f offered %.0f %% did not pass", median(s.offered), 100*median(s.refused))
 		}
-		if n := median(s.woken); n > 0 {
-			fmt.Printf("; %.1f wake-ups per 1,000 frames", n)
-		}
-		if len(s.busy) > 0 {
-			// If much is lost, the ring before the forwarder overflows.
-			limit := "the generator and the sink, on the other core"
-			if median(s.refused) > 0.5 {
-				limit = "the forwarder"
-			}
-			fmt.Printf("; its core was busy %.0f %%: the limit is %s", 100*median(s.busy), limit)
-		}
 		fmt.Println()
 	}
 }
@@ -109,7 +95,7 @@ func BenchmarkNull(b *testing.B) {
 			run: func() rate { return t.watch(b, 1, measure) }}}
 		var actors []*actor
 		for _, v := range variants {
-			a := perform(b, part{Role: "forwarder", Variant: v.name, Devices: []string{"net_null0,size=60", "net_null1,size=60"}, Stamp: true, Measure: measure}, nil)
+			a := perform(b, part{Role: "forwarder", Variant: v.name, Devices: []string{"net_null0,size=60", "net_null1,size=60"}, Stamp: true, Measure: measure})
 			pause(a.cmd.Process)
 			actors = append(actors, a)
 			all = append(all, &contestant{series: series{name: v.name}, processes: []*os.Process{a.cmd.Process}, run: func() rate {
@@ -140,10 +126,10 @@ func BenchmarkMemif(b *testing.B) {
 				process, end = t.cmd.Process, t.quit
 			} else {
 				name, traffic = variants[i-1].name, variants[i-1].name
-				a := perform(b, part{Role: "forwarder", Variant: name, Devices: ours}, nil)
+				a := perform(b, part{Role: "forwarder", Variant: name, Devices: ours})
 				process, end = a.cmd.Process, a.leave
 			}
-			g := perform(b, part{Role: "generator", Variant: traffic, Devices: theirs, Measure: measure}, nil)
+			g := perform(b, part{Role: "generator", Variant: traffic, Devices: theirs, Measure: measure})
 			pause(process)
 			pause(g.cmd.Process)
 			leave = append(leave, func(b testing.TB) { g.tell(b, stop) }, end, g.leave)

@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -25,8 +24,6 @@ type rate struct {
 	Offered uint64        // to the device, whether or not it took them
 	Elapsed time.Duration // by the clock
 	Busy    time.Duration // processor time of the thread that forwards
-	Spent   time.Duration // of that, in iterations of a loop that did something
-	Woken   uint64        // how often a frame ended the sleep of a loop
 }
 
 func (r rate) mpps() float64 { return float64(r.Frames) / r.Elapsed.Seconds() / 1e6 }
@@ -71,27 +68,23 @@ func forwarderPart(p part) error {
 	}
 	c := packet.Config{
 		Forward: forward.Config{Names: []string{"p0", "p1"}, Flows: v.flowCache()},
-		Mode:    cmp.Or(p.Mode, runtime.Poll), Cores: []int{dutCore},
+		Mode:    runtime.Poll, Cores: []int{dutCore},
 		EnterThread: func() (func(), error) { return dpdk.UnregisterThread, dpdk.RegisterThread() },
 	}
 	var queues []driver.Queue
 	for _, d := range p.Devices {
-		port, err := dpdk.Open(dpdk.Config{Device: d, Interrupts: c.Mode != runtime.Poll})
+		port, err := dpdk.Open(dpdk.Config{Device: d})
 		if err != nil {
 			return err
 		}
 		defer port.Close()
 		c.Forward.Ports, queues = append(c.Forward.Ports, port), append(queues, port.Queue(0))
 	}
-	if p.Kernel {
-		c.Forward.Names = nil
-	} else {
-		u := v.update()
-		c.Follow = func(ctx context.Context, deliver func(routes.Update)) error {
-			deliver(u)
-			<-ctx.Done()
-			return ctx.Err()
-		}
+	u := v.update()
+	c.Follow = func(ctx context.Context, deliver func(routes.Update)) error {
+		deliver(u)
+		<-ctx.Done()
+		return ctx.Err()
 	}
 	var source *stamped
 	if p.Stamp {
@@ -104,13 +97,11 @@ func forwarderPart(p part) error {
 	if err != nil {
 		return err
 	}
-	if !p.Kernel {
-		set, err := v.set()
-		if err != nil {
-			return err
-		}
-		s.Forwarder().Control().SetRules(set)
+	set, err := v.set()
+	if err != nil {
+		return err
 	}
+	s.Forwarder().Control().SetRules(set)
 	if err := s.Start(); err != nil {
 		return err
 	}
@@ -131,7 +122,7 @@ func forwarderPart(p part) error {
 	if err != nil {
 		return err
 	}
-	if drops := unwanted(&all[0].Counters); len(drops) > 0 && !p.Kernel {
+	if drops := unwanted(&all[0].Counters); len(drops) > 0 {
 		return fmt.Errorf("%s: dropped %v", v.name, drops)
 	}
 	return nil
@@ -163,8 +154,7 @@ func watchService(s *packet.Service, d time.Duration) (r rate, err error) {
 	out := len(after.Queues) - 1
 	return rate{
 		Frames:  after.Queues[out].TransmittedFrames - before.Queues[out].TransmittedFrames,
-		Elapsed: after.Elapsed - before.Elapsed, Busy: busyNow - busy, Spent: after.Busy - before.Busy,
-		Woken: after.WokenByFrame - before.WokenByFrame,
+		Elapsed: after.Elapsed - before.Elapsed, Busy: busyNow - busy,
 	}, nil
 }
 

@@ -1,8 +1,8 @@
-// Package bench measures the packet service against its limits, all in one run
-// (make bench-packet): DPDK's testpmd on the same wire, and the kernel's own
-// forwarding and the XDP twin on the same veths. Every contestant is a process of
-// its own with one core for the data path; the other core has the generator. The
-// order of the contestants changes from round to round, and medians are reported.
+// Package bench measures the packet service against the limit of its wire, DPDK's
+// testpmd, in one run (make bench-packet; pollux compare packet has the kernel to
+// compare with). Every contestant is a process of its own with one core for the data
+// path; the other core has the generator. The order of the contestants changes from
+// round to round, and medians are reported.
 package bench
 
 import (
@@ -17,12 +17,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/pollux-net/pollux/runtime"
 )
 
-// This binary plays the parts that need an EAL, or a network namespace, of their
-// own. Such a process says on its standard output that it is ready, and then, for
+// This binary plays the parts that need an EAL of their own. Such a process says on its standard output that it is ready, and then, for
 // every line of its standard input, what it measured; it ends with that. While it
 // is not its turn it is stopped, so that nothing has to be set up twice.
 const roleVariable = "POLLUX_BENCH_ROLE"
@@ -38,8 +35,6 @@ type part struct {
 	Variant string        // of variants
 	Devices []string      // DPDK's
 	Stamp   bool          // the first device gives empty frames: fill them in
-	Kernel  bool          // devices are the kernel's, and so are the routes
-	Mode    runtime.Mode  // of the packet service, poll if it is not said
 	Measure time.Duration // how long to measure, after a quarter of it to warm up
 }
 
@@ -96,9 +91,8 @@ type actor struct {
 	errs strings.Builder
 }
 
-// perform starts this binary in a role; start is nil or starts the command
-// elsewhere. It waits until the part is ready.
-func perform(b testing.TB, p part, start func(*exec.Cmd) error) *actor {
+// perform starts this binary in a role and waits until the part is ready.
+func perform(b testing.TB, p part) *actor {
 	b.Helper()
 	text, err := json.Marshal(p)
 	if err != nil {
@@ -120,10 +114,7 @@ func perform(b testing.TB, p part, start func(*exec.Cmd) error) *actor {
 		b.Fatal(err)
 	}
 	a.in, a.out = in, json.NewDecoder(out)
-	if start == nil {
-		start = (*exec.Cmd).Start
-	}
-	if err := start(a.cmd); err != nil {
+	if err := a.cmd.Start(); err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { a.cmd.Process.Kill() }) // if it failed; SIGKILL also ends what is stopped
