@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"math"
 	"reflect"
 	"unsafe"
 
@@ -69,8 +70,8 @@ func cachedNeighbor(r *netstack.Route) unsafe.Pointer
 //go:linkname neighborAddress gvisor.dev/gvisor/pkg/tcpip/stack.(*neighborEntry).getRemoteLinkAddress
 func neighborAddress(n unsafe.Pointer) (tcpip.LinkAddress, bool)
 
-// The fields of tcp.Endpoint, tcp.sender, tcp.protocol, tcp.dispatcher and
-// tcp.processor that are reached by offset.
+// The fields of tcp.Endpoint, tcp.sender, tcp.receiver, tcp.protocol,
+// tcp.dispatcher and tcp.processor that are reached by offset.
 var (
 	endpointType      = reflect.TypeFor[tcp.Endpoint]()
 	segmentQueueField = field(endpointType, "segmentQueue")
@@ -78,6 +79,10 @@ var (
 	routeField        = field(endpointType, "route")
 	senderField       = field(endpointType, "snd")
 	sndUnaField       = field(senderField.Type.Elem(), "SndUna")
+	receiverField     = field(endpointType, "rcv")
+	rcvNxtField       = field(receiverField.Type.Elem(), "RcvNxt")
+	rcvWndField       = field(receiverField.Type.Elem(), "rcvWnd")
+	rcvScaleField     = field(receiverField.Type.Elem(), "RcvWndScale")
 	protocolField     = field(endpointType, "protocol")
 	dispatcherField   = field(protocolField.Type.Elem(), "dispatcher")
 	processorsField   = field(dispatcherField.Type, "processors")
@@ -113,6 +118,16 @@ func routeOf(e *tcp.Endpoint) *netstack.Route {
 func acknowledged(e *tcp.Endpoint) uint32 {
 	sender := *(*unsafe.Pointer)(unsafe.Add(unsafe.Pointer(e), senderField.Offset))
 	return *(*uint32)(unsafe.Add(sender, sndUnaField.Offset))
+}
+
+// receiveWindow is the sequence number that an established connection expects next,
+// and how many from there on it has last said that it takes.
+func receiveWindow(e *tcp.Endpoint) (next, size uint32) {
+	receiver := *(*unsafe.Pointer)(unsafe.Add(unsafe.Pointer(e), receiverField.Offset))
+	scale := *(*uint8)(unsafe.Add(receiver, rcvScaleField.Offset))
+	// What goes into a header's field.
+	said := min(*(*uint32)(unsafe.Add(receiver, rcvWndField.Offset))>>scale, math.MaxUint16)
+	return *(*uint32)(unsafe.Add(receiver, rcvNxtField.Offset)), said << scale
 }
 
 // takeOverDispatcher ends the processor goroutines of s's TCP and returns the

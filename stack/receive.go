@@ -141,6 +141,9 @@ func (s *Stack) established(f *driver.Frame, network tcpip.NetworkProtocolNumber
 		s.counters.DroppedChecksum++
 		return true
 	}
+	if offset == len(segment) && segment.Flags() == header.TCPFlagAck {
+		admit(k.ep, segment)
+	}
 	p := netstack.NewPacketBuffer(netstack.PacketBufferOptions{Payload: buffer.MakeWithData(ip)})
 	p.NetworkProtocolNumber, p.TransportProtocolNumber, p.NICID = k.network, tcp.ProtocolNumber, nic
 	p.RXChecksumValidated = true
@@ -162,6 +165,21 @@ func (s *Stack) established(f *driver.Frame, network tcpip.NetworkProtocolNumber
 	}
 	segmentDecRef(seg)
 	return true
+}
+
+// admit makes an acknowledgement from beyond the receive window acceptable. What it
+// acknowledges must be heard also when no data would be (RFC 9293 3.10.7.4): a peer
+// of which data was dropped while the window closed sends all its acknowledgements
+// from there, if it is netstack, too. With its own window closed as well, both ends
+// would wait for ever.
+func admit(e *tcp.Endpoint, segment header.TCP) {
+	next, size := receiveWindow(e)
+	// Sequence numbers less than a window's largest size ahead are meant: one that
+	// is behind is a probe, to be answered.
+	const ahead = 1 << 30
+	if beyond := segment.SequenceNumber() - next; beyond > size && beyond < ahead {
+		segment.SetSequenceNumber(next)
+	}
 }
 
 // segmentChecksumValid verifies the TCP checksum of an IP packet whose header

@@ -4,6 +4,7 @@ import (
 	"io"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/pollux-net/pollux/driver/wire"
 	polluxruntime "github.com/pollux-net/pollux/runtime"
@@ -42,11 +43,9 @@ func TestInputThatCannotBeAnsweredIsNotRead(t *testing.T) {
 	p := newPair(t, wire.Config{}, Config{}, h)
 	c := p.dial(t, 0)
 	defer c.Close()
-	// 384 KB, and 6 MB of replies. It is less than a receive window, because two
-	// of netstack's endpoints that both closed theirs may not find out of it:
-	// where a probe of one byte was sent into a closed window, the sender's
-	// acknowledgements are out of it too.
-	const requests = 6000
+	// 4 MB, and 61 MB of replies: more than the receive windows hold, which both
+	// close, so that each end also has to hear of the other's opening again.
+	const requests = 60_000
 	sent := make(chan error, 1)
 	go func() {
 		_, err := c.Write(make([]byte, requests*64))
@@ -57,6 +56,7 @@ func TestInputThatCannotBeAnsweredIsNotRead(t *testing.T) {
 		defer h.mu.Unlock()
 		return h.full
 	})
+	time.Sleep(300 * time.Millisecond) // until nothing goes any more
 	if n, err := io.CopyN(io.Discard, c, requests*1024); err != nil {
 		t.Fatalf("after %d bytes: %v", n, err)
 	}
