@@ -164,7 +164,7 @@ pollux_writes_total{shard="0"} 30
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := loopsOf(families); got != want {
+		if got := loopsOf(families, "pollux_"); got != want {
 			t.Errorf("read %+v, want %+v", got, want)
 		}
 	}

@@ -23,7 +23,16 @@ func AskLoops(address string) (Loops, error) {
 	if err != nil {
 		return Loops{}, fmt.Errorf("ask the server for its metrics: %w", err)
 	}
-	return loopsOf(families), nil
+	return loopsOf(families, "pollux_"), nil
+}
+
+// AskForwarder asks a packet service for the same. It has no epoll and tells no mode.
+func AskForwarder(address string) (Loops, error) {
+	families, err := metricsOf(address)
+	if err != nil {
+		return Loops{}, fmt.Errorf("ask the packet service for its metrics: %w", err)
+	}
+	return loopsOf(families, "pollux_packet_"), nil
 }
 
 func metricsOf(address string) (map[string]*dto.MetricFamily, error) {
@@ -54,9 +63,10 @@ func metricsOf(address string) (map[string]*dto.MetricFamily, error) {
 	return parser.TextToMetricFamilies(response.Body)
 }
 
-func loopsOf(families map[string]*dto.MetricFamily) Loops {
+// loopsOf sums the loops' counters, whose names begin with a prefix.
+func loopsOf(families map[string]*dto.MetricFamily, prefix string) Loops {
 	sum := func(name string) (total float64) {
-		for _, m := range families["pollux_"+name].GetMetric() {
+		for _, m := range families[prefix+name].GetMetric() {
 			total += m.GetCounter().GetValue()
 		}
 		return total
@@ -67,9 +77,9 @@ func loopsOf(families map[string]*dto.MetricFamily) Loops {
 		Busy: seconds("busy_seconds_total"), Slept: seconds("slept_seconds_total"),
 		Waits: sum("epoll_waits_total"), EmptyWaits: sum("epoll_waits_empty_total"), Blocking: sum("epoll_waits_blocking_total"),
 	}
-	_, l.Kernel = families["pollux_epoll_waits_total"]
+	_, l.Kernel = families[prefix+"epoll_waits_total"]
 	l.Calls = l.Waits + sum("reads_total") + sum("writes_total")
-	for _, m := range families["pollux_mode"].GetMetric() {
+	for _, m := range families[prefix+"mode"].GetMetric() {
 		for _, label := range m.GetLabel() {
 			if label.GetName() == "mode" {
 				l.Mode = label.GetValue()
