@@ -724,7 +724,9 @@ func TestWhoPollsANAPIIsToldApart(t *testing.T) {
 		must(err)
 	})
 	d = read(t, o).Sub(before)
-	if p := of(d, PollBusy, budget); p.Count == 0 || p.Count != p.Empty || p.Packets != 0 {
+	// A host may say something of its own meanwhile (it reports the groups that it
+	// listens to); that is found by as many polls at most.
+	if p := of(d, PollBusy, budget); p.Empty == 0 || p.Packets > 4 || p.Count > p.Empty+p.Packets {
 		t.Errorf("a busy poll of nothing with a budget of %d: %+v", budget, d.Polls)
 	}
 	if p := d.PolledBy(PollBusy); p.Count < of(d, PollBusy, budget).Count {

@@ -61,7 +61,9 @@ func New(t testing.TB, queues int) *Network {
 		Run(t, "ip netns add %s", ns)
 		t.Cleanup(func() { Run(t, "ip netns del %s", ns) })
 		Run(t, "ip -n %s link set lo up", ns)
-		Run(t, "ip netns exec %s sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0", ns)
+		// Addresses are usable at once, and nobody asks for routers: tests count frames.
+		Run(t, "ip netns exec %s sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0"+
+			" net.ipv6.conf.default.accept_ra=0 net.ipv6.conf.default.router_solicitations=0", ns)
 	}
 	Run(t, "ip -n %s link add %s numrxqueues %d numtxqueues %d type veth peer name %s numrxqueues %d numtxqueues %d netns %s",
 		n.Server, ServerDevice, queues, queues, ClientDevice, queues, queues, n.Client)
