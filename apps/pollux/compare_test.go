@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -127,6 +128,11 @@ func TestAnInterruptedCompareCleansUpAndKeepsWhatItHas(t *testing.T) {
 	})
 	// The shell and the kernel both tell.
 	t.Run("by its terminal's end", func(t *testing.T) {
+		// What runs without a terminal may have been told to ignore that, and its
+		// children would, too; what is handled here has its default there.
+		handled := make(chan os.Signal, 1)
+		signal.Notify(handled, syscall.SIGHUP)
+		defer signal.Stop(handled)
 		interruptCompare(t, "hungup", func(p *os.Process) {
 			p.Signal(syscall.SIGHUP)
 			time.Sleep(20 * time.Millisecond)
