@@ -59,16 +59,17 @@ bench: ready ## benchmarks; BENCH=regexp BENCHTIME=2s BENCHED=./stack to choose
 	go test -run '^$$' -bench 'Get/inline' -benchtime $(BENCHTIME) -count 3 -pgo $(CURDIR)/$(PROFILE) ./stack
 
 bench-packet: build ## the packet service against testpmd, the kernel and its XDP twin (as root; 3 minutes)
-	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 15m ./apps/pollux/internal/forwarder/bench
+	go test -run '^$$' -bench '$(BENCH)' -benchtime 1x -timeout 15m -pgo $(CURDIR)/$(PROFILE) ./apps/pollux/internal/forwarder/bench
 	bin/pollux compare packet
 
-# The profile is that of the hot path alone (the benchmark) and of a server under
-# load in the lab, for what surrounds it.
+# The profile is that of the hot paths alone (the benchmarks of TCP and of the
+# forwarder) and of a server under load in the lab, for what surrounds them.
 pgo: build ## profile the hot path anew, for the compiler
 	dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
 	go test -run '^$$' -bench 'Get/inline' -benchtime 10s -pgo off -cpuprofile "$$dir/bench.prof" -o "$$dir/stack.test" ./stack; \
+	go test -run '^$$' -bench 'Forward/loop' -benchtime 1s -pgo off -cpuprofile "$$dir/forward.prof" -o "$$dir/forward.test" ./apps/packet/forward; \
 	bin/pollux run --mode poll --duration 20s --profile "$$dir/server.prof"; \
-	go tool pprof -proto "$$dir/bench.prof" "$$dir/server.prof" > $(PROFILE)
+	go tool pprof -proto "$$dir/bench.prof" "$$dir/forward.prof" "$$dir/server.prof" > $(PROFILE)
 
 lint: ready ## gofmt, go vet and staticcheck
 	@unformatted=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*')); \

@@ -284,6 +284,7 @@ unsigned px_transmit(uintptr_t queue, unsigned n)
 	struct rte_mbuf *own[PX_BURST], *mbufs[PX_BURST];
 	unsigned ready = 0, first = 0;
 	int offloads = 0, chains = 0;
+	uint64_t bytes = 0;
 
 	// A frame that the device could never send ends the burst before it; at
 	// the front it is taken and dropped, so that it cannot stand in the way.
@@ -310,6 +311,7 @@ unsigned px_transmit(uintptr_t queue, unsigned n)
 				break;
 			chains = 1;
 		}
+		bytes += s->length;
 	}
 	if (ready == 0)
 		return first;
@@ -326,22 +328,16 @@ unsigned px_transmit(uintptr_t queue, unsigned n)
 			return first + 1;
 		}
 	}
-	// The driver may free mbufs at once: what is to be known of them is read first.
-	uint64_t sizes[PX_BURST];
-	struct rte_mempool *pools[PX_BURST];
-	for (unsigned i = 0; i < good; i++) {
-		sizes[i] = own[i]->pkt_len;
-		pools[i] = own[i]->pool;
-	}
+	// The driver may free mbufs at once, so all that are ready are taken for sent
+	// here; those that were not sent are still the application's.
+	px_hold_all(own, ready, -1);
 	unsigned sent = rte_eth_tx_burst(q->port, q->queue, mbufs, good);
-	for (unsigned i = 0; i < sent;) {
-		unsigned j = i;
-		do {
-			q->transmitted_bytes += sizes[j++];
-		} while (j < sent && pools[j] == pools[i]);
-		px_hold(pools[i], -(int64_t)(j - i));
-		i = j;
+	if (unlikely(sent < ready)) {
+		px_hold_all(own + sent, ready - sent, 1);
+		for (unsigned i = sent; i < ready; i++)
+			bytes -= own[i]->pkt_len;
 	}
+	q->transmitted_bytes += bytes;
 	q->transmitted += sent;
 	if (unlikely(chains)) {
 		for (unsigned i = 0; i < ready; i++) {

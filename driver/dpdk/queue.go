@@ -95,9 +95,14 @@ func give(s *C.struct_px_slot, f *driver.Frame) {
 	s.mbuf = C.uintptr_t(f.Handle)
 	s.length = C.uint32_t(len(f.Data))
 	s.flags = C.uint16_t(f.Flags)
-	s.segment = C.uint16_t(f.SegmentSize)
-	s.l2, s.l3, s.l4 = C.uint8_t(f.L2), C.uint16_t(f.L3), C.uint8_t(f.L4)
+	if f.Flags&asks != 0 { // else nobody looks at the rest
+		s.segment = C.uint16_t(f.SegmentSize)
+		s.l2, s.l3, s.l4 = C.uint8_t(f.L2), C.uint16_t(f.L3), C.uint8_t(f.L4)
+	}
 }
+
+// asks are the flags by which a frame asks something of the device.
+const asks = driver.ComputeIPChecksum | driver.ComputeTCPChecksum | driver.ComputeUDPChecksum | driver.SegmentTCP
 
 // transmitForeign sends the frames before the first one whose memory is not
 // ours, then a copy of each that follows in a row.

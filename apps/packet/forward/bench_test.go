@@ -1,13 +1,12 @@
 package forward_test
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -162,7 +161,7 @@ func BenchmarkForward(b *testing.B) {
 			}
 		})
 	}
-	b.Run("wire/routes=1/flows=1000/cache=on", func(b *testing.B) { benchWire(b, 1) })
+	b.Run("wire/routes=1/flows=1000/cache=on", benchWire)
 }
 
 // mpps reports frames by the clock and, for machines that are not idle, by the
@@ -211,11 +210,39 @@ func benchFrames(b *testing.B, bd *bed, fullTable bool, flows int, text string) 
 	return first, list
 }
 
-// benchWire forwards from wire to wire by so many cores of one forwarder, each
-// with wires of its own; the generator and the sink are inline.
-func benchWire(b *testing.B, cores int) {
-	links := make([][2]*wire.Link, cores)
-	bd := newBed(b, 2, wire.Config{}, forward.Config{Shards: cores, Queue: func(port, shard int) driver.Queue {
+// benchWire forwards from wire to wire on one core.
+func benchWire(b *testing.B) {
+	c := newCrew(b, 0, 1)[0]
+	b.ResetTimer()
+	r := c.work(func(received int) bool { return received < b.N })
+	mpps(b, r.frames, r.spent)
+}
+
+// A hand forwards from wire to wire by a shard of its own, pinned to a core; the
+// generator and the sink are inline.
+type hand struct {
+	turns   chan func(received int) bool
+	results chan result
+}
+
+type result struct {
+	frames         int
+	elapsed, spent time.Duration // by the clock, and of the thread
+}
+
+func (r result) rate() float64 { return float64(r.frames) / r.elapsed.Seconds() }
+
+// work has it forward as long as more says so.
+func (h *hand) work(more func(received int) bool) result {
+	h.turns <- more
+	return <-h.results
+}
+
+// newCrew makes one forwarder with so many shards, which run on the cores from
+// first on when they are told to.
+func newCrew(b *testing.B, first, shards int) (crew []*hand) {
+	links := make([][2]*wire.Link, shards)
+	bd := newBed(b, 2, wire.Config{}, forward.Config{Shards: shards, Queue: func(port, shard int) driver.Queue {
 		l, err := wire.New(wire.Config{})
 		if err != nil {
 			b.Fatal(err)
@@ -224,61 +251,84 @@ func benchWire(b *testing.B, cores int) {
 		return l.Port(wire.B).Queue(0)
 	}})
 	frame, flows := benchFrames(b, bd, false, 1000, "")
-	var ready, done sync.WaitGroup
-	var total atomic.Int64 // processor time
-	start := make(chan struct{})
-	each := (b.N + cores - 1) / cores
-	for core := range cores {
-		ready.Add(1)
-		done.Add(1)
+	for shard := range shards {
+		h := &hand{make(chan func(int) bool), make(chan result)}
+		crew = append(crew, h)
 		go func() {
-			defer done.Done()
 			goruntime.LockOSThread() // and never unlocked: it is pinned
 			var one unix.CPUSet
-			one.Set(core)
+			one.Set(first + shard)
 			if err := unix.SchedSetaffinity(0, &one); err != nil {
-				b.Errorf("pin a thread to core %d: %v", core, err)
+				b.Errorf("pin a thread to core %d: %v", first+shard, err)
 			}
-			source, sink := links[core][0].Port(wire.A).Queue(0), links[core][1].Port(wire.A).Queue(0)
-			s := bd.f.Shard(core)
+			source, sink := links[shard][0].Port(wire.A).Queue(0), links[shard][1].Port(wire.A).Queue(0)
+			s := bd.f.Shard(shard)
 			var f [64]driver.Frame
-			at, received := 0, 0
+			at := 0
 			now := time.Duration(0)
-			ready.Done()
-			<-start
-			begin := spent()
-			for received < each {
-				n := source.Allocate(f[:], 64)
-				for i := range f[:n] {
-					f[i].Data = f[i].Data[:60]
-					copy(f[i].Data, frame)
-					flows[at].put(f[i].Data)
-					if at++; at == len(flows) {
-						at = 0
+			for more := range h.turns {
+				begin, used, received := time.Now(), spent(), 0
+				for more(received) {
+					n := source.Allocate(f[:], 64)
+					for i := range f[:n] {
+						f[i].Data = f[i].Data[:60]
+						copy(f[i].Data, frame)
+						flows[at].put(f[i].Data)
+						if at++; at == len(flows) {
+							at = 0
+						}
 					}
+					driver.Free(f[source.Transmit(f[:n]):n])
+					now += 5 * time.Microsecond
+					s.Step(now)
+					n = sink.Receive(f[:])
+					received += n
+					driver.Free(f[:n])
 				}
-				driver.Free(f[source.Transmit(f[:n]):n])
-				now += 5 * time.Microsecond
-				s.Step(now)
-				n = sink.Receive(f[:])
-				received += n
-				driver.Free(f[:n])
+				h.results <- result{received, time.Since(begin), spent() - used}
 			}
-			total.Add(int64(spent() - begin))
 		}()
+		b.Cleanup(func() { close(h.turns) })
 	}
-	ready.Wait()
-	b.ResetTimer()
-	close(start)
-	done.Wait()
-	mpps(b, each*cores, time.Duration(total.Load()))
+	return crew
 }
 
-// BenchmarkCores is one forwarder on so many cores. What of it is not the
-// forwarder's shows when the first is run in two processes at the same time, each
-// on a core of its own.
+// BenchmarkCores is one forwarder on two cores, in turns with each of its shards
+// alone, so that a machine that others use, too, is the same to all; and two
+// forwarders that share nothing, which is as much as the machine has to give. One
+// iteration is a turn of each, 20 ms long.
 func BenchmarkCores(b *testing.B) {
-	for _, cores := range []int{1, 2} {
-		b.Run(fmt.Sprint(cores), func(b *testing.B) { benchWire(b, cores) })
+	const turn = 20 * time.Millisecond
+	together := newCrew(b, 0, 2)
+	apart := append(newCrew(b, 0, 1), newCrew(b, 1, 1)...)
+	timed := func(hands ...*hand) (rate float64) {
+		end := time.Now().Add(turn)
+		for _, h := range hands {
+			h.turns <- func(int) bool { return time.Now().Before(end) }
+		}
+		for _, h := range hands {
+			r := <-h.results
+			rate += r.rate()
+		}
+		return rate
 	}
+	var shared, unshared, one []float64
+	for b.Loop() {
+		for _, crew := range []struct {
+			hands  []*hand
+			ratios *[]float64
+		}{{together, &shared}, {apart, &unshared}} {
+			alone := (timed(crew.hands[0]) + timed(crew.hands[1])) / 2
+			*crew.ratios = append(*crew.ratios, timed(crew.hands...)/alone)
+			one = append(one, alone/1e6)
+		}
+	}
+	b.ReportMetric(median(shared), "times-one-core")
+	b.ReportMetric(median(unshared), "times-one-core-apart")
+	b.ReportMetric(median(one), "Mpps/one-core")
+}
+
+func median(list []float64) float64 {
+	sorted := slices.Sorted(slices.Values(list))
+	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }

@@ -67,21 +67,38 @@ const maxAge = 30
 // touch reads where a flow would be, so that the memory is on its way.
 func (c *cache[K]) touch(hash uint64) uint32 { return c.entries[hash&c.mask].generation }
 
-// find returns the decision for a flow, nil if there is none that holds.
-func (c *cache[K]) find(hash uint64, k K, generation, now uint32) *decision {
-	at := hash & c.mask
+// find returns the place of the decision for a flow, nowhere if there is none that
+// holds.
+func (c *cache[K]) find(hash uint64, k K, generation, now uint32) uint32 {
+	at := uint32(hash & c.mask)
 	e := &c.entries[at]
 	if e.generation != generation || e.key != k {
-		e = &c.entries[at+1]
+		at++
+		e = &c.entries[at]
 		if e.generation != generation || e.key != k {
-			return nil
+			return nowhere
 		}
 	}
 	if now-e.used > maxAge {
-		return nil
+		return nowhere
 	}
 	e.used = now
-	return &e.decision
+	return at
+}
+
+// lookup returns the decision for a flow that was found at a place a moment ago, if
+// at all; nil if there is none. What was stored since may have taken the place, or
+// be what is looked for.
+func (c *cache[K]) lookup(place uint32, hash uint64, k K, generation, now uint32) *decision {
+	if place != nowhere {
+		if e := &c.entries[place]; e.key == k {
+			return &e.decision
+		}
+	}
+	if place = c.find(hash, k, generation, now); place == nowhere {
+		return nil
+	}
+	return &c.entries[place].decision
 }
 
 // store keeps a decision and returns its place.

@@ -9,7 +9,7 @@ import (
 func (s *Shard) handle4(in *port, f *driver.Frame, m *meta) {
 	var d *decision
 	if s.four != nil {
-		d = s.four.find(m.hash, m.key4(), s.snap.generation, s.tick)
+		d = s.four.lookup(m.place, m.hash, m.key4(), s.snap.generation, s.tick)
 	}
 	if d != nil && (d.rewrite == keep || s.touchBinding(f, m, d)) {
 		s.counters.CacheHits++
@@ -75,13 +75,13 @@ func (s *Shard) rewrite4(f *driver.Frame, m *meta, d *decision) {
 	}
 	// The TTL is the upper byte of its word: one less there is one more in the
 	// upper byte of the checksum (RFC 1624, where ffff stands for 0).
-	b[8]--
-	c := uint32(be.Uint16(b[10:])) + 0x100
+	w := be.Uint32(b[8:])
+	c := w&0xffff + 0x100
 	if c >= 0xffff {
 		c++
 	}
-	be.PutUint16(b[10:], uint16(c))
-	copy(f.Data[:12], d.header[:])
+	be.PutUint32(b[8:], w&^0xffff-1<<24|c&0xffff)
+	*(*[12]byte)(f.Data) = d.header
 	if end := ethernet + int(m.length); len(f.Data) > end && end >= 60 {
 		f.Data = f.Data[:end] // what is behind the packet and no padding
 	}
@@ -180,7 +180,7 @@ func (s *Shard) unknownBinding(m *meta) (Cause, bool) {
 func (s *Shard) handle6(in *port, f *driver.Frame, m *meta) {
 	var d *decision
 	if s.six != nil {
-		d = s.six.find(m.hash, m.key6(), s.snap.generation, s.tick)
+		d = s.six.lookup(m.place, m.hash, m.key6(), s.snap.generation, s.tick)
 	}
 	if d != nil {
 		s.counters.CacheHits++
@@ -215,7 +215,7 @@ func (s *Shard) handle6(in *port, f *driver.Frame, m *meta) {
 		return
 	}
 	b[7]--
-	copy(f.Data[:12], d.header[:])
+	*(*[12]byte)(f.Data) = d.header
 	if end := ethernet + int(m.length); len(f.Data) > end && end >= 60 {
 		f.Data = f.Data[:end]
 	}

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"encoding/binary"
 	"math/bits"
 
 	"github.com/pollux-net/pollux/driver"
@@ -27,9 +28,15 @@ type meta struct {
 	passed       uint16 // see handed; not of the headers
 	// hop of the destination in the forwarding table; notYet if nobody looked.
 	hop uint32
+	// place of the flow in the cache when it was looked for, nowhere if it was not
+	// there.
+	place uint32
 }
 
-const notYet = 1<<32 - 1
+const (
+	notYet  = 1<<32 - 1
+	nowhere = 1<<32 - 1
+)
 
 func (m *meta) key4() key4 { return key4{m.source.low<<32 | m.destination.low&0xffffffff, m.rest} }
 func (m *meta) key6() key6 { return key6{m.source, m.destination, m.rest} }
@@ -52,13 +59,13 @@ const (
 	tail
 )
 
-// mac48 is an Ethernet address as a number.
-func mac48(b []byte) uint64 { return uint64(be.Uint32(b))<<16 | uint64(be.Uint16(b[4:])) }
+// mac48 is the Ethernet address that b begins with, as a number. It reads 8 bytes.
+func mac48(b []byte) uint64 { return be.Uint64(b) >> 16 }
 
 // parse reads the headers of a frame that came in by a port.
 func (s *Shard) parse(f *driver.Frame, in *port, m *meta) {
 	b := f.Data
-	m.kind, m.hop = drop, notYet
+	m.kind, m.hop, m.place = drop, notYet, nowhere
 	if len(b) < ethernet+ip4 {
 		m.cause = Short
 		return
@@ -75,7 +82,9 @@ func (s *Shard) parse(f *driver.Frame, in *port, m *meta) {
 			m.cause = Multicast
 			return
 		}
-		s.parse4(f, in, m)
+		if !s.plain4(f, in, m) {
+			s.parse4(f, in, m)
+		}
 	case typeIPv6:
 		s.parse6(f, in, m, group)
 	case typeARP:
@@ -85,45 +94,96 @@ func (s *Shard) parse(f *driver.Frame, in *port, m *meta) {
 	}
 }
 
-func (s *Shard) parse4(f *driver.Frame, in *port, m *meta) {
-	b := f.Data[ethernet:]
-	size := int(b[0]&15) * 4
-	total := int(be.Uint16(b[2:]))
-	m.cause = Malformed
-	if b[0]>>4 != 4 || size < ip4 || total < size || total > len(b) {
-		return
+// plain4 reads what most packets are: all of one with TCP or UDP and a header
+// without options. False leaves a packet to parse4, and m as it was.
+func (s *Shard) plain4(f *driver.Frame, in *port, m *meta) bool {
+	const udp, tcp = ethernet + ip4 + 8, ip4 + 20
+	if len(f.Data) < udp {
+		return false
 	}
-	if f.Flags&driver.ChecksumValid == 0 || size != ip4 {
-		if size == ip4 {
-			x := uint64(be.Uint32(b)) + uint64(be.Uint32(b[4:])) + uint64(be.Uint32(b[8:])) + uint64(be.Uint32(b[12:])) + uint64(be.Uint32(b[16:]))
-			if fold(x) != 0xffff {
-				m.cause = Checksum
-				return
-			}
-		} else if fold(sum(b[:size], 0)) != 0xffff {
-			m.cause = Checksum
-			return
-		} else if sourceRouted(b[ip4:size]) {
-			m.cause = SourceRoute
+	b := (*[udp]byte)(f.Data)
+	h := (*[ip4]byte)(b[ethernet:])
+	total, protocol := be.Uint16(h[2:]), h[9]
+	if h[0] != 0x45 || be.Uint16(h[6:])&0x3fff != 0 || int(total) > len(f.Data)-ethernet {
+		return false
+	}
+	if protocol == protocolTCP {
+		if total < tcp {
+			return false
+		}
+	} else if protocol != protocolUDP || total < udp-ethernet {
+		return false
+	}
+	if f.Flags&driver.ChecksumValid == 0 && !intact4(h) {
+		return false
+	}
+	addresses, ports := be.Uint64(h[12:]), be.Uint32(b[ethernet+ip4:])
+	m.source, m.destination = address4(uint32(addresses>>32)), address4(uint32(addresses))
+	m.rest = uint64(ports)<<32 | uint64(protocol)<<24 | uint64(in.index)<<8 | withPorts | 1
+	m.hash = s.mix(addresses, m.rest)
+	m.length, m.l4 = total, ip4
+	m.kind, m.protocol, m.fragment, m.ports, m.icmpType = packet4, protocol, whole, true, 0
+	m.from, m.toward = uint16(ports>>16), uint16(ports)
+	return true
+}
+
+// parse4 reads an IPv4 packet in a frame that holds at least a header without
+// options.
+func (s *Shard) parse4(f *driver.Frame, in *port, m *meta) {
+	h := (*[ip4]byte)(f.Data[ethernet:])
+	size, total := ip4, int(be.Uint16(h[2:]))
+	m.cause = Malformed
+	if h[0] != 0x45 {
+		if size = int(h[0]&15) * 4; h[0]>>4 != 4 || size < ip4 {
 			return
 		}
 	}
-	m.length, m.l4, m.protocol = uint16(total), uint16(size), b[9]
-	m.source, m.destination = address4(be.Uint32(b[12:])), address4(be.Uint32(b[16:]))
+	if total < size || total > len(f.Data)-ethernet {
+		return
+	}
+	packet := f.Data[ethernet : ethernet+total]
+	if size != ip4 {
+		if fold(sum(packet[:size], 0)) != 0xffff {
+			m.cause = Checksum
+			return
+		}
+		if sourceRouted(packet[ip4:size]) {
+			m.cause = SourceRoute
+			return
+		}
+	} else if f.Flags&driver.ChecksumValid == 0 && !intact4(h) {
+		m.cause = Checksum
+		return
+	}
+	addresses := be.Uint64(h[12:])
+	m.source, m.destination = address4(uint32(addresses>>32)), address4(uint32(addresses))
+	m.length, m.l4, m.protocol = uint16(total), uint16(size), h[9]
 	m.fragment, m.ports, m.from, m.toward, m.icmpType = whole, false, 0, 0, 0
-	if part := be.Uint16(b[6:]) & 0x3fff; part != 0 {
+	if part := be.Uint16(h[6:]) & 0x3fff; part != 0 {
 		m.fragment = head
 		if part&0x1fff != 0 {
 			m.fragment = tail
 		}
 	}
-	if m.fragment != tail && !m.transport(b[size:total]) {
+	if m.fragment != tail && !m.transport(packet[size:]) {
 		m.cause = TinyFragment
 		return
 	}
 	m.kind = packet4
 	m.finish(in)
-	m.hash = s.mix(m.key4().addresses, m.rest)
+	m.hash = s.mix(addresses, m.rest)
+}
+
+// intact4 verifies the checksum of a header without options. It adds the words as
+// they lie in memory: a sum that is all ones is so in either order of bytes (RFC
+// 1071 2B).
+func intact4(h *[ip4]byte) bool {
+	x, carry := bits.Add64(binary.NativeEndian.Uint64(h[:]), binary.NativeEndian.Uint64(h[8:]), 0)
+	x, carry = bits.Add64(x, uint64(binary.NativeEndian.Uint32(h[16:])), carry)
+	x = x>>32 + x&0xffffffff + carry
+	x = x>>16 + x&0xffff
+	x = x>>16 + x&0xffff
+	return x>>16+x&0xffff == 0xffff
 }
 
 // sourceRouted finds a loose or strict source route among options, and whatever
@@ -252,12 +312,14 @@ func (m *meta) transport(b []byte) bool {
 	return true
 }
 
+const withPorts = 1 << 3
+
 // finish makes the rest of the key. Whether the ports are known belongs to it:
 // they may be zero, and what is done to a packet with ports reads them.
 func (m *meta) finish(in *port) {
 	m.rest = uint64(m.from)<<48 | uint64(m.toward)<<32 | uint64(m.protocol)<<24 | uint64(m.icmpType)<<16 | uint64(in.index)<<8 | uint64(m.fragment)<<1 | 1
 	if m.ports {
-		m.rest |= 1 << 3
+		m.rest |= withPorts
 	}
 }
 

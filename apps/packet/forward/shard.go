@@ -95,7 +95,7 @@ func newShard(f *Forwarder, index int) *Shard {
 	for i, p := range f.ports {
 		a := p.Address()
 		s.ports = append(s.ports, port{
-			index: i, queue: c.Queue(i, index), mac: mac48(a[:]), staged: make([]driver.Frame, 0, 2*burst), wait: queue.New(c.Output, f.outputs[i]),
+			index: i, queue: c.Queue(i, index), mac: mac48(append(a[:], 0, 0)), staged: make([]driver.Frame, 0, 2*burst), wait: queue.New(c.Output, f.outputs[i]),
 		})
 	}
 	s.icmp = bucket{rate: c.ICMPRate, burst: c.ICMPBurst}
@@ -236,16 +236,16 @@ func (s *Shard) receive(in *port) int {
 // frames at once, and the next pass finds it near.
 func (s *Shard) input(in *port, n int) {
 	for i := range n {
-		s.parse(&s.frames[i], in, &s.metas[i])
-	}
-	if s.four != nil {
-		for i := range n {
-			switch m := &s.metas[i]; m.kind {
-			case packet4:
-				s.touched += s.four.touch(m.hash)
-			case packet6:
-				s.touched += s.six.touch(m.hash)
-			}
+		m := &s.metas[i]
+		s.parse(&s.frames[i], in, m)
+		if s.four == nil {
+			continue
+		}
+		switch m.kind {
+		case packet4:
+			s.touched += s.four.touch(m.hash)
+		case packet6:
+			s.touched += s.six.touch(m.hash)
 		}
 	}
 	for i := range n {
@@ -256,15 +256,22 @@ func (s *Shard) input(in *port, n int) {
 	}
 }
 
-// lookAhead finds the route of a packet whose flow is not in the cache.
+// lookAhead finds the decision on a packet in the cache or, failing that, its
+// route.
 func (s *Shard) lookAhead(m *meta) {
 	switch m.kind {
 	case packet4:
-		if s.four == nil || s.four.find(m.hash, m.key4(), s.snap.generation, s.tick) == nil {
+		if s.four != nil {
+			m.place = s.four.find(m.hash, m.key4(), s.snap.generation, s.tick)
+		}
+		if m.place == nowhere {
 			m.hop = s.snap.table.Lookup4(uint32(m.destination.low))
 		}
 	case packet6:
-		if s.six == nil || s.six.find(m.hash, m.key6(), s.snap.generation, s.tick) == nil {
+		if s.six != nil {
+			m.place = s.six.find(m.hash, m.key6(), s.snap.generation, s.tick)
+		}
+		if m.place == nowhere {
 			m.hop = s.snap.table.Lookup6(m.destination.high, m.destination.low)
 		}
 	}
@@ -314,14 +321,18 @@ func (s *Shard) freeDead() {
 	s.nDead = 0
 }
 
-// output queues a finished frame.
+// output queues a finished frame, which asks nothing of the device.
 func (s *Shard) output(to *port, f *driver.Frame, hash uint64) {
-	f.Flags, f.SegmentSize, f.L2, f.L3, f.L4 = 0, 0, 0, 0, 0
-	if to.wait.Len() == 0 && len(to.staged) < cap(to.staged) && !to.wait.Limited() {
-		to.staged = append(to.staged, *f)
+	if n := len(to.staged); n < cap(to.staged) && to.wait.Len() == 0 && !to.wait.Limited() {
+		// Field by field: a frame that was just written to in small parts, and is
+		// then copied in large ones, waits for the small ones to reach the cache.
+		to.staged = to.staged[:n+1]
+		t := &to.staged[n]
+		t.Data, t.Pool, t.Handle = f.Data, f.Pool, f.Handle
 		*f = driver.Frame{}
 		return
 	}
+	f.Flags, f.SegmentSize, f.L2, f.L3, f.L4 = 0, 0, 0, 0, 0
 	to.wait.Push(f, uint32(hash>>32), s.now)
 }
 
@@ -333,12 +344,13 @@ func (s *Shard) flush(to *port) int {
 			n := to.queue.Transmit(to.staged)
 			sent += n
 			to.stale = max(0, to.stale-n)
-			left := copy(to.staged, to.staged[n:])
-			clear(to.staged[left:])
-			to.staged = to.staged[:left]
-			if left > 0 {
-				return sent // the device is full
+			if n < len(to.staged) { // the device is full
+				left := copy(to.staged, to.staged[n:])
+				clear(to.staged[left:])
+				to.staged = to.staged[:left]
+				return sent
 			}
+			to.staged = to.staged[:0]
 		}
 		if to.wait.Len() == 0 || sent > 4*burst {
 			to.wait.Flush()

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-const rounds = 5
+const rounds = 15
 
 // series are the rounds of one contestant.
 type series struct {
@@ -81,7 +81,7 @@ func print(title string, all []*contestant) {
 	}
 }
 
-const measure = 400 * time.Millisecond
+const measure = 120 * time.Millisecond
 
 // BenchmarkNull: a device that makes frames, and takes them, for nothing. What is
 // left is a burst's calls into the driver, a mempool's get and put, and the

@@ -42,9 +42,7 @@ func (q *stamped) Receive(f []driver.Frame) int {
 	}
 	n := q.Queue.Receive(f)
 	for i := range f[:n] {
-		from := &q.frames[q.at]
-		f[i].Data = f[i].Data[:from.size]
-		copy(f[i].Data, from.data[:from.size])
+		q.frames[q.at].put(&f[i])
 		if q.at++; q.at == len(q.frames) {
 			q.at = 0
 		}

@@ -90,9 +90,7 @@ func sendAndCount(ports []*dpdk.Port, frames []frame, end *atomic.Bool, received
 		received.Add(uint64(back))
 		n := source.Allocate(out[ready:], 64)
 		for i := ready; i < ready+n; i++ {
-			f := &frames[at]
-			out[i].Data = out[i].Data[:f.size]
-			copy(out[i].Data, f.data[:f.size])
+			frames[at].put(&out[i])
 			if at++; at == len(frames) {
 				at = 0
 			}

@@ -6,11 +6,13 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"strings"
+	"unsafe"
 
 	"github.com/pollux-net/pollux/apps/packet/fib/generate"
 	"github.com/pollux-net/pollux/apps/packet/forward"
 	"github.com/pollux-net/pollux/apps/packet/routes"
 	"github.com/pollux-net/pollux/apps/packet/rules"
+	"github.com/pollux-net/pollux/driver"
 )
 
 var be = binary.BigEndian
@@ -120,8 +122,16 @@ func (v variant) set() (*rules.Set, error) {
 // frame is one of at most 62 bytes (66 with the check sequence; IPv6 and UDP have
 // no shorter ones), ready to be copied.
 type frame struct {
-	data [62]byte
+	data [63]byte
 	size uint8
+}
+
+// put makes an empty frame of a device one of these. It copies all 64 bytes, as that
+// costs less than to look how many there are.
+func (f *frame) put(to *driver.Frame) {
+	room := to.Data[:64]
+	*(*frame)(unsafe.Pointer(&room[0])) = *f
+	to.Data = room[:f.size]
 }
 
 // frames are what comes in by p0, one of each flow.
