@@ -2,7 +2,6 @@ package stack
 
 import (
 	"math"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -13,12 +12,11 @@ import (
 // clock is netstack's clock and timer queue. Time stands still between calls of
 // advance, which the loop makes once an iteration; timers fire inside it, in the
 // order of their deadlines and, among equals, of their setting, so that a run
-// replays. The mutex is there for the Handoff dispatch and for the one goroutine
-// that netstack still starts (giving up on a link address), not for the loop.
+// replays.
 type clock struct {
 	now atomic.Int64 // nanoseconds since the stack's origin
 
-	mu     sync.Mutex
+	guard  guard
 	timers timerHeap
 	seq    uint64
 	next   atomic.Int64 // the first deadline, math.MaxInt64 if none
@@ -62,15 +60,15 @@ func (c *clock) advance(now time.Duration) {
 	}
 	c.seen()
 	for c.next.Load() <= int64(now) {
-		c.mu.Lock()
+		c.guard.lock()
 		if len(c.timers) == 0 || c.timers[0].when > int64(now) {
-			c.mu.Unlock()
+			c.guard.unlock()
 			return
 		}
 		t := c.timers[0]
 		c.timers.remove(0)
 		c.first()
-		c.mu.Unlock()
+		c.guard.unlock()
 		t.fire()
 	}
 }
@@ -88,7 +86,7 @@ func (c *clock) seen() {
 	}
 }
 
-// first notes the first deadline; c.mu is held.
+// first notes the first deadline; the guard is held.
 func (c *clock) first() {
 	next := int64(math.MaxInt64)
 	if len(c.timers) > 0 {
@@ -109,8 +107,8 @@ type timer struct {
 // Stop implements tcpip.Timer.
 func (t *timer) Stop() bool {
 	c := t.clock
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.guard.lock()
+	defer c.guard.unlock()
 	if t.index < 0 {
 		return false
 	}
@@ -122,7 +120,7 @@ func (t *timer) Stop() bool {
 // Reset implements tcpip.Timer.
 func (t *timer) Reset(d time.Duration) {
 	c := t.clock
-	c.mu.Lock()
+	c.guard.lock()
 	if t.index >= 0 {
 		c.timers.remove(t.index)
 	}
@@ -138,7 +136,7 @@ func (t *timer) Reset(d time.Duration) {
 		wake = nil // the loop wakes up in time
 	}
 	c.first()
-	c.mu.Unlock()
+	c.guard.unlock()
 	if wake != nil {
 		c.earlier.Store(true)
 		wake()

@@ -42,7 +42,7 @@ func (d *inline) process() {
 func (d *inline) run(e *tcp.Endpoint) {
 	for range maxRounds {
 		d.once(e)
-		if segmentQueueEmpty(segmentQueue(e)) {
+		if !segmentWaits(e) {
 			return
 		}
 	}
@@ -79,11 +79,8 @@ func (d *inline) established(e *tcp.Endpoint) {
 		return
 	}
 	queue := segmentQueue(e)
-	for connected(e.EndpointState()) {
+	for segmentWaits(e) && connected(e.EndpointState()) {
 		s := dequeueSegment(queue)
-		if s == nil {
-			break
-		}
 		more, err := handleSegmentLocked(e, s)
 		segmentDecRef(s)
 		if err != nil {
@@ -126,6 +123,11 @@ func (d *inline) closed(e *tcp.Endpoint) {
 // acknowledge sends the ACKs that no reply has carried in the meantime.
 func (d *inline) acknowledge() {
 	for _, e := range d.owing {
+		// Mostly a reply has gone. What is left would be the keepalive timer, which
+		// does not run while something is to be acknowledged.
+		if e.EndpointState() == tcp.StateEstablished && allAnswered(e) {
+			continue
+		}
 		if !e.TryLock() {
 			continue
 		}

@@ -2,7 +2,6 @@ package stack
 
 import (
 	"net"
-	"sync"
 
 	"gvisor.dev/gvisor/pkg/waiter"
 )
@@ -31,13 +30,13 @@ func (e *event) NotifyEvent(waiter.EventMask) { e.raise() }
 
 func (e *event) raise() {
 	l := e.list
-	l.mu.Lock()
+	l.guard.lock()
 	added := !e.queued && !e.off
 	if added {
 		e.queued = true
 		l.events = append(l.events, e)
 	}
-	l.mu.Unlock()
+	l.guard.unlock()
 	if added && l.wake != nil {
 		l.wake()
 	}
@@ -45,32 +44,32 @@ func (e *event) raise() {
 
 func (e *event) stop(wq *waiter.Queue) {
 	wq.EventUnregister(&e.Entry)
-	e.list.mu.Lock()
+	e.list.guard.lock()
 	e.off = true
-	e.list.mu.Unlock()
+	e.list.guard.unlock()
 }
 
-// readyList holds the events that Deliver has to act on. The mutex is for the
-// Handoff dispatch and netstack's one stray goroutine, see clock.
+// readyList holds the events that Deliver has to act on.
 type readyList struct {
-	mu     sync.Mutex
+	guard  guard
 	events []*event
 	spare  []*event
 	wake   func()
 }
 
 func (l *readyList) empty() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.events) == 0
+	l.guard.lock()
+	empty := len(l.events) == 0
+	l.guard.unlock()
+	return empty
 }
 
 // run acts on what is ready now; what becomes ready meanwhile waits for the next
 // call, so that one connection cannot keep the loop.
 func (l *readyList) run() int {
-	l.mu.Lock()
+	l.guard.lock()
 	if len(l.events) == 0 {
-		l.mu.Unlock()
+		l.guard.unlock()
 		return 0
 	}
 	events := l.events
@@ -78,7 +77,7 @@ func (l *readyList) run() int {
 	for _, e := range events {
 		e.queued = false
 	}
-	l.mu.Unlock()
+	l.guard.unlock()
 	for _, e := range events {
 		if !e.off {
 			e.target.ready()

@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"sync"
 	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -13,8 +12,7 @@ import (
 
 // link is netstack's view of the queue: an Ethernet endpoint that copies every
 // outgoing packet into a frame of the queue's own memory and keeps it until the
-// loop transmits. The mutex is for the Handoff dispatch, whose goroutines write
-// packets too.
+// loop transmits.
 type link struct {
 	queue   driver.Queue
 	caps    driver.Capabilities
@@ -23,10 +21,8 @@ type link struct {
 	limit   int
 	wake    func() // called when a packet is written while handoff is set
 	handoff bool
-	// beside says that packets are written beside the loop, too, as with the
-	// Handoff dispatch. The queue is the loop's alone: whoever else runs out of
-	// spare frames takes Go's memory, which the queue copies.
-	beside bool
+	// post has the loop call a function soon; false if it never will.
+	post func(func()) bool
 
 	dispatcher netstack.NetworkDispatcher
 	// checksummed says that the frame being delivered was validated by the
@@ -34,7 +30,9 @@ type link struct {
 	// dispatch also beside the loop.
 	checksummed atomic.Bool
 
-	mu     sync.Mutex
+	// The queue is the loop's alone: if packets are written beside it, whoever runs
+	// out of spare frames takes Go's memory, which the queue copies.
+	guard  guard
 	outbox []driver.Frame
 	spare  []driver.Frame // empty frames of MTU size, taken from the pool in bursts
 	large  [1]driver.Frame
@@ -54,7 +52,7 @@ func newLink(q driver.Queue, p driver.Port, limit int, beside bool) *link {
 		spare = spareFramesBeside
 	}
 	return &link{
-		queue: q, caps: p.Capabilities(), address: tcpip.LinkAddress(a[:]), mtu: uint32(p.MTU()), limit: limit, beside: beside,
+		queue: q, caps: p.Capabilities(), address: tcpip.LinkAddress(a[:]), mtu: uint32(p.MTU()), limit: limit, guard: guard{beside: beside},
 		outbox: make([]driver.Frame, 0, 256), spare: make([]driver.Frame, 0, spare),
 	}
 }
@@ -64,7 +62,7 @@ func (l *link) frameSize() int { return int(l.mtu) + header.EthernetMinimumSize 
 
 // WritePackets implements netstack's LinkWriter.
 func (l *link) WritePackets(packets netstack.PacketBufferList) (int, tcpip.Error) {
-	l.mu.Lock()
+	l.guard.lock()
 	n := 0
 	for _, p := range packets.AsSlice() {
 		if !l.write(nil, p) {
@@ -73,7 +71,7 @@ func (l *link) WritePackets(packets netstack.PacketBufferList) (int, tcpip.Error
 		n++
 	}
 	l.dropped += uint64(packets.Len() - n)
-	l.mu.Unlock()
+	l.guard.unlock()
 	if l.handoff {
 		l.wake()
 	}
@@ -89,14 +87,14 @@ func (l *link) take(size int) (driver.Frame, bool) {
 		if size > l.caps.MaxFrame {
 			return driver.Frame{}, false
 		}
-		if l.beside {
+		if l.guard.beside {
 			return driver.Frame{Data: make([]byte, 0, size)}, true
 		}
 		n := l.queue.Allocate(l.large[:], size)
 		return l.large[0], n == 1
 	}
 	if len(l.spare) == 0 {
-		if l.beside {
+		if l.guard.beside {
 			return driver.Frame{Data: make([]byte, 0, size)}, true
 		}
 		if l.refill(); len(l.spare) == 0 {
@@ -119,18 +117,23 @@ func (l *link) refill() {
 // transmit hands the outbox to the device and returns how many frames went and
 // how many are still waiting.
 func (l *link) transmit() (sent, waiting int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.outbox) == 0 {
-		return 0, 0
+	l.guard.lock()
+	if len(l.outbox) > 0 {
+		sent, waiting = l.empty()
 	}
+	l.guard.unlock()
+	return sent, waiting
+}
+
+// empty is transmit for an outbox that has frames; the guard is held.
+func (l *link) empty() (sent, waiting int) {
 	sent = l.queue.Transmit(l.outbox)
 	if waiting = len(l.outbox) - sent; waiting > 0 {
 		copy(l.outbox, l.outbox[sent:])
 		clear(l.outbox[waiting:])
 	}
 	l.outbox = l.outbox[:waiting]
-	if l.beside && len(l.spare) < cap(l.spare) {
+	if l.guard.beside && len(l.spare) < cap(l.spare) {
 		l.refill()
 	}
 	return sent, waiting
@@ -138,8 +141,8 @@ func (l *link) transmit() (sent, waiting int) {
 
 // release frees the frames that the link holds.
 func (l *link) release() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.guard.lock()
+	defer l.guard.unlock()
 	l.limit = 0
 	driver.Free(l.outbox)
 	driver.Free(l.spare)

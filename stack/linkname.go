@@ -1,11 +1,13 @@
 package stack
 
 import (
+	"io"
 	"math"
 	"reflect"
 	"unsafe"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	netstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
@@ -16,11 +18,29 @@ import (
 // version that go.mod pins; linkname_test.go reads that version's source and
 // fails when a signature or a field is no longer what is assumed here.
 //
-// A *segment or *neighborEntry is an unsafe.Pointer in these declarations: its
-// type has no name outside its package.
+// A *segment, a *segmentList or a *receiver is an unsafe.Pointer in these
+// declarations: its type has no name outside its package.
 
-//go:linkname newIncomingSegment gvisor.dev/gvisor/pkg/tcpip/transport/tcp.newIncomingSegment
-func newIncomingSegment(id netstack.TransportEndpointID, clock tcpip.Clock, pkt *netstack.PacketBuffer) (unsafe.Pointer, error)
+//go:linkname newSegment gvisor.dev/gvisor/pkg/tcpip/transport/tcp.newSegment
+func newSegment() unsafe.Pointer
+
+//go:linkname segmentReadTo gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*segment).ReadTo
+func segmentReadTo(s unsafe.Pointer, dst io.Writer, peek bool) (int, error)
+
+//go:linkname segmentPayloadSize gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*segment).payloadSize
+func segmentPayloadSize(s unsafe.Pointer) int
+
+//go:linkname segmentMemSize gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*segment).segMemSize
+func segmentMemSize(s unsafe.Pointer) int
+
+//go:linkname removeSegment gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*segmentList).Remove
+func removeSegment(list, s unsafe.Pointer)
+
+//go:linkname windowCrossed gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*Endpoint).windowCrossedACKThresholdLocked
+func windowCrossed(e *tcp.Endpoint, deltaBefore int, rcvBufSize int) (crossed bool, above bool)
+
+//go:linkname nonZeroWindow gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*receiver).nonZeroWindow
+func nonZeroWindow(receiver unsafe.Pointer)
 
 //go:linkname segmentDecRef gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*segment).DecRef
 func segmentDecRef(s unsafe.Pointer)
@@ -31,9 +51,6 @@ func enqueueSegment(e *tcp.Endpoint, s unsafe.Pointer) bool
 //go:linkname dequeueSegment gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*segmentQueue).dequeue
 func dequeueSegment(q unsafe.Pointer) unsafe.Pointer
 
-//go:linkname segmentQueueEmpty gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*segmentQueue).empty
-func segmentQueueEmpty(q unsafe.Pointer) bool
-
 //go:linkname dequeueEndpoint gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*epQueue).dequeue
 func dequeueEndpoint(q unsafe.Pointer) *tcp.Endpoint
 
@@ -42,6 +59,12 @@ func handleSegmentLocked(e *tcp.Endpoint, s unsafe.Pointer) (more bool, err tcpi
 
 //go:linkname handleSegmentsLocked gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*Endpoint).handleSegmentsLocked
 func handleSegmentsLocked(e *tcp.Endpoint) tcpip.Error
+
+//go:linkname queueSegment gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*Endpoint).queueSegment
+func queueSegment(e *tcp.Endpoint, p tcpip.Payloader, opts tcpip.WriteOptions) (s unsafe.Pointer, n int, err tcpip.Error)
+
+//go:linkname sendData gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*Endpoint).sendData
+func sendData(e *tcp.Endpoint, next unsafe.Pointer)
 
 //go:linkname resetConnectionLocked gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*Endpoint).resetConnectionLocked
 func resetConnectionLocked(e *tcp.Endpoint, err tcpip.Error)
@@ -64,21 +87,22 @@ func handleListen(e *tcp.Endpoint)
 //go:linkname startTimeWait gvisor.dev/gvisor/pkg/tcpip/transport/tcp.startTimeWait
 func startTimeWait(e *tcp.Endpoint)
 
-//go:linkname cachedNeighbor gvisor.dev/gvisor/pkg/tcpip/stack.(*Route).getCachedNeighborEntry
-func cachedNeighbor(r *netstack.Route) unsafe.Pointer
-
-//go:linkname neighborAddress gvisor.dev/gvisor/pkg/tcpip/stack.(*neighborEntry).getRemoteLinkAddress
-func neighborAddress(n unsafe.Pointer) (tcpip.LinkAddress, bool)
-
-// The fields of tcp.Endpoint, tcp.sender, tcp.receiver, tcp.protocol,
-// tcp.dispatcher and tcp.processor that are reached by offset.
+// The fields of TCP's types, and of a route and its neighbour, that are reached by
+// offset.
 var (
 	endpointType      = reflect.TypeFor[tcp.Endpoint]()
 	segmentQueueField = field(endpointType, "segmentQueue")
+	segmentsField     = field(segmentQueueField.Type, "list")
+	firstField        = field(segmentsField.Type, "head")
+	rcvQueueField     = field(endpointType, "rcvQueue")
+	rcvBufUsedField   = field(endpointType, "RcvBufUsed")
+	rcvClosedField    = field(endpointType, "RcvClosed")
 	waiterQueueField  = field(endpointType, "waiterQueue")
 	routeField        = field(endpointType, "route")
 	senderField       = field(endpointType, "snd")
 	sndUnaField       = field(senderField.Type.Elem(), "SndUna")
+	sndNxtField       = field(senderField.Type.Elem(), "SndNxt")
+	maxSentAckField   = field(senderField.Type.Elem(), "MaxSentAck")
 	receiverField     = field(endpointType, "rcv")
 	rcvNxtField       = field(receiverField.Type.Elem(), "RcvNxt")
 	rcvWndField       = field(receiverField.Type.Elem(), "rcvWnd")
@@ -88,14 +112,74 @@ var (
 	processorsField   = field(dispatcherField.Type, "processors")
 	closedField       = field(dispatcherField.Type, "closed")
 	processorQueue    = field(processorsField.Type.Elem(), "epQ")
+
+	segmentType         = firstField.Type.Elem()
+	segmentIDField      = field(segmentType, "id")
+	segmentPacketField  = field(segmentType, "pkt")
+	segmentNumberField  = field(segmentType, "sequenceNumber")
+	segmentAckField     = field(segmentType, "ackNumber")
+	segmentFlagsField   = field(segmentType, "flags")
+	segmentWindowField  = field(segmentType, "window")
+	segmentValidField   = field(segmentType, "csumValid")
+	segmentOptionsField = field(segmentType, "options")
+	segmentParsedField  = field(segmentType, "parsedOptions")
+	segmentTimeField    = field(segmentType, "rcvdTime")
+	segmentSizeField    = field(segmentType, "dataMemSize")
+
+	neighborField = field(reflect.TypeFor[netstack.Route](), "neighborEntry")
+	lockedField   = field(neighborField.Type.Elem(), "mu")
+	entryField    = field(lockedField.Type, "neigh")
 )
 
+// field finds a field, also one of an embedded struct; its Offset is that in t.
 func field(t reflect.Type, name string) reflect.StructField {
 	f, ok := t.FieldByName(name)
 	if !ok {
 		panic("gVisor's " + t.String() + " has no field " + name + ": the pinned version moved; see linkname_test.go")
 	}
+	for i := range len(f.Index) - 1 {
+		f.Offset += t.FieldByIndex(f.Index[:i+1]).Offset
+	}
 	return f
+}
+
+// at is a field of what p points to.
+func at[T any](p unsafe.Pointer, f *reflect.StructField) *T { return (*T)(unsafe.Add(p, f.Offset)) }
+
+// first is the first segment of a list, nil if it is empty.
+func first(list unsafe.Pointer) unsafe.Pointer { return *at[unsafe.Pointer](list, &firstField) }
+
+// newIncomingSegment is netstack's, for a segment whose checksum is known to be right
+// and whose header h fits: it takes over the packet, where netstack's takes a copy.
+func newIncomingSegment(id netstack.TransportEndpointID, now tcpip.MonotonicTime, p *netstack.PacketBuffer, h header.TCP) unsafe.Pointer {
+	s := newSegment()
+	*at[netstack.TransportEndpointID](s, &segmentIDField) = id
+	*at[*netstack.PacketBuffer](s, &segmentPacketField) = p
+	*at[uint32](s, &segmentNumberField) = h.SequenceNumber()
+	*at[uint32](s, &segmentAckField) = h.AckNumber()
+	*at[header.TCPFlags](s, &segmentFlagsField) = h.Flags()
+	*at[uint32](s, &segmentWindowField) = uint32(h.WindowSize())
+	*at[bool](s, &segmentValidField) = true
+	*at[[]byte](s, &segmentOptionsField) = h[header.TCPMinimumSize:]
+	*at[header.TCPOptions](s, &segmentParsedField) = header.ParseTCPOptions(h[header.TCPMinimumSize:])
+	*at[tcpip.MonotonicTime](s, &segmentTimeField) = now
+	*at[int](s, &segmentSizeField) = p.MemSize()
+	return s
+}
+
+// neighborAddress is the link address of a route's next hop, if it is known and fresh
+// enough to be used without asking netstack.
+func neighborAddress(r *netstack.Route) (tcpip.LinkAddress, bool) {
+	n := *at[unsafe.Pointer](unsafe.Pointer(r), &neighborField)
+	if n == nil {
+		return "", false
+	}
+	entry := at[netstack.NeighborEntry](unsafe.Add(n, lockedField.Offset), &entryField)
+	switch entry.State {
+	case netstack.Reachable, netstack.Static, netstack.Delay, netstack.Probe:
+		return entry.LinkAddr, true
+	}
+	return "", false
 }
 
 // segmentQueue is the queue of segments that e has not processed.
@@ -103,31 +187,84 @@ func segmentQueue(e *tcp.Endpoint) unsafe.Pointer {
 	return unsafe.Add(unsafe.Pointer(e), segmentQueueField.Offset)
 }
 
+// segmentWaits reports whether e has segments that it has not processed.
+func segmentWaits(e *tcp.Endpoint) bool {
+	return first(unsafe.Add(segmentQueue(e), segmentsField.Offset)) != nil
+}
+
+// somethingToRead reports that there is data to be read from an established
+// connection.
+func somethingToRead(e *tcp.Endpoint) bool {
+	return e.EndpointState() == tcp.StateEstablished && *at[int](unsafe.Pointer(e), &rcvBufUsedField) > 0
+}
+
+// nothingToRead reports that there is neither data nor its end to be read from an
+// established connection.
+func nothingToRead(e *tcp.Endpoint) bool {
+	return e.EndpointState() == tcp.StateEstablished &&
+		*at[int](unsafe.Pointer(e), &rcvBufUsedField) == 0 && !*at[bool](unsafe.Pointer(e), &rcvClosedField)
+}
+
 // waiterQueue is the queue that e notifies.
 func waiterQueue(e *tcp.Endpoint) *waiter.Queue {
-	return *(**waiter.Queue)(unsafe.Add(unsafe.Pointer(e), waiterQueueField.Offset))
+	return *at[*waiter.Queue](unsafe.Pointer(e), &waiterQueueField)
 }
 
 // routeOf is the route of a connection, nil once it has none.
 func routeOf(e *tcp.Endpoint) *netstack.Route {
-	return *(**netstack.Route)(unsafe.Add(unsafe.Pointer(e), routeField.Offset))
+	return *at[*netstack.Route](unsafe.Pointer(e), &routeField)
 }
 
 // acknowledged is the first sequence number that an established connection's peer
 // has not acknowledged.
 func acknowledged(e *tcp.Endpoint) uint32 {
-	sender := *(*unsafe.Pointer)(unsafe.Add(unsafe.Pointer(e), senderField.Offset))
-	return *(*uint32)(unsafe.Add(sender, sndUnaField.Offset))
+	return *at[uint32](*at[unsafe.Pointer](unsafe.Pointer(e), &senderField), &sndUnaField)
+}
+
+// allAnswered reports that there is nothing for an established connection's next ACK
+// to say, and that its peer owes one: the last segment that was sent said it.
+func allAnswered(e *tcp.Endpoint) bool {
+	sender := *at[unsafe.Pointer](unsafe.Pointer(e), &senderField)
+	receiver := *at[unsafe.Pointer](unsafe.Pointer(e), &receiverField)
+	return *at[uint32](receiver, &rcvNxtField) == *at[uint32](sender, &maxSentAckField) &&
+		*at[uint32](sender, &sndUnaField) != *at[uint32](sender, &sndNxtField)
 }
 
 // receiveWindow is the sequence number that an established connection expects next,
 // and how many from there on it has last said that it takes.
 func receiveWindow(e *tcp.Endpoint) (next, size uint32) {
-	receiver := *(*unsafe.Pointer)(unsafe.Add(unsafe.Pointer(e), receiverField.Offset))
-	scale := *(*uint8)(unsafe.Add(receiver, rcvScaleField.Offset))
+	receiver := *at[unsafe.Pointer](unsafe.Pointer(e), &receiverField)
+	scale := *at[uint8](receiver, &rcvScaleField)
 	// What goes into a header's field.
-	said := min(*(*uint32)(unsafe.Add(receiver, rcvWndField.Offset))>>scale, math.MaxUint16)
-	return *(*uint32)(unsafe.Add(receiver, rcvNxtField.Offset)), said << scale
+	said := min(*at[uint32](receiver, &rcvWndField)>>scale, math.MaxUint16)
+	return *at[uint32](receiver, &rcvNxtField), said << scale
+}
+
+// read is netstack's Read without its locks, for an established connection with
+// something to be read: it gives dst what was received, and tells the peer if the
+// window that this opens is worth it.
+func read(e *tcp.Endpoint, dst io.Writer) (done int, err error) {
+	queue := unsafe.Add(unsafe.Pointer(e), rcvQueueField.Offset)
+	for s := first(queue); s != nil && err == nil; s = first(queue) {
+		var n int
+		n, err = segmentReadTo(s, dst, false)
+		done += n
+		*at[int](unsafe.Pointer(e), &rcvBufUsedField) -= n
+		freed := 0
+		for s != nil && segmentPayloadSize(s) == 0 {
+			removeSegment(queue, s)
+			freed += segmentMemSize(s)
+			segmentDecRef(s)
+			s = first(queue)
+		}
+		if freed == 0 {
+			continue
+		}
+		if crossed, above := windowCrossed(e, freed, int(e.SocketOptions().GetReceiveBufferSize())); crossed && above {
+			nonZeroWindow(*at[unsafe.Pointer](unsafe.Pointer(e), &receiverField))
+		}
+	}
+	return done, err
 }
 
 // takeOverDispatcher ends the processor goroutines of s's TCP and returns the

@@ -21,14 +21,24 @@ import (
 // package, the declarations as its source has them.
 var assumed = map[string][]string{
 	"pkg/tcpip/transport/tcp": {
+		"func newSegment() *segment",
+		"func (s *segment) ReadTo(dst io.Writer, peek bool) (int, error)",
+		"func (s *segment) payloadSize() int",
+		"func (s *segment) segMemSize() int",
+		"func (l *segmentList) Remove(e *segment)",
+		"func (e *Endpoint) windowCrossedACKThresholdLocked(deltaBefore int, rcvBufSize int) (crossed bool, above bool)",
+		"func (r *receiver) nonZeroWindow()",
+		// What newIncomingSegment and read do in its place.
 		"func newIncomingSegment(id stack.TransportEndpointID, clock tcpip.Clock, pkt *stack.PacketBuffer) (*segment, error)",
+		"func (e *Endpoint) Read(dst io.Writer, opts tcpip.ReadOptions) (tcpip.ReadResult, tcpip.Error)",
 		"func (s *segment) DecRef()",
 		"func (e *Endpoint) enqueueSegment(s *segment) bool",
 		"func (q *segmentQueue) dequeue() *segment",
-		"func (q *segmentQueue) empty() bool",
 		"func (q *epQueue) dequeue() *Endpoint",
 		"func (e *Endpoint) handleSegmentLocked(s *segment) (cont bool, err tcpip.Error)",
 		"func (e *Endpoint) handleSegmentsLocked() tcpip.Error",
+		"func (e *Endpoint) queueSegment(p tcpip.Payloader, opts tcpip.WriteOptions) (*segment, int, tcpip.Error)",
+		"func (e *Endpoint) sendData(next *segment)",
 		"func (e *Endpoint) resetConnectionLocked(err tcpip.Error)",
 		"func (e *Endpoint) drainClosingSegmentQueue()",
 		"func handleConnecting(ep *Endpoint)",
@@ -45,6 +55,7 @@ var assumed = map[string][]string{
 		"func (d *dispatcher) selectProcessor(id stack.TransportEndpointID) *processor",
 	},
 	"pkg/tcpip/stack": {
+		// What neighborAddress does in its place.
 		"func (r *Route) getCachedNeighborEntry() *neighborEntry",
 		"func (e *neighborEntry) getRemoteLinkAddress() (tcpip.LinkAddress, bool)",
 	},
@@ -99,10 +110,17 @@ func TestFieldsReachedByOffsetHaveTheAssumedTypes(t *testing.T) {
 		want  string
 	}{
 		{segmentQueueField, "tcp.segmentQueue"},
+		{segmentsField, "tcp.segmentList"},
+		{firstField, "*tcp.segment"},
+		{rcvQueueField, "tcp.segmentList"},
+		{rcvBufUsedField, "int"},
+		{rcvClosedField, "bool"},
 		{waiterQueueField, "*waiter.Queue"},
 		{routeField, "*stack.Route"},
 		{senderField, "*tcp.sender"},
 		{sndUnaField, "seqnum.Value"},
+		{sndNxtField, "seqnum.Value"},
+		{maxSentAckField, "seqnum.Value"},
 		{receiverField, "*tcp.receiver"},
 		{rcvNxtField, "seqnum.Value"},
 		{rcvWndField, "seqnum.Size"},
@@ -112,6 +130,20 @@ func TestFieldsReachedByOffsetHaveTheAssumedTypes(t *testing.T) {
 		{processorsField, "[]tcp.processor"},
 		{closedField, "bool"},
 		{processorQueue, "tcp.epQueue"},
+		{segmentIDField, "stack.TransportEndpointID"},
+		{segmentPacketField, "*stack.PacketBuffer"},
+		{segmentNumberField, "seqnum.Value"},
+		{segmentAckField, "seqnum.Value"},
+		{segmentFlagsField, "header.TCPFlags"},
+		{segmentWindowField, "seqnum.Size"},
+		{segmentValidField, "bool"},
+		{segmentOptionsField, "[]uint8"},
+		{segmentParsedField, "header.TCPOptions"},
+		{segmentTimeField, "tcpip.MonotonicTime"},
+		{segmentSizeField, "int"},
+		{neighborField, "*stack.neighborEntry"},
+		{lockedField, "stack.neighborEntryMu"},
+		{entryField, "stack.NeighborEntry"},
 	} {
 		if got := f.field.Type.String(); got != f.want {
 			t.Errorf("field %s is a %s, not a %s", f.field.Name, got, f.want)

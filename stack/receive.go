@@ -149,12 +149,7 @@ func (s *Stack) established(f *driver.Frame, network tcpip.NetworkProtocolNumber
 	p.RXChecksumValidated = true
 	p.NetworkHeader().Consume(length)
 	p.TransportHeader().Consume(offset)
-	seg, err := newIncomingSegment(k.id, s.clock, p)
-	p.DecRef()
-	if err != nil {
-		s.counters.DroppedMalformed++
-		return true
-	}
+	seg := newIncomingSegment(k.id, s.clock.NowMonotonic(), p, header.TCP(p.TransportHeader().Slice()))
 	if enqueueSegment(k.ep, seg) {
 		if !k.touched {
 			k.touched = true

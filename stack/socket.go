@@ -299,8 +299,21 @@ func (k *Socket) Read(p []byte) (int, error) {
 	}
 	w := &k.stack.writer
 	*w = p
-	r, err := k.ep.Read(w, tcpip.ReadOptions{})
+	n, err := k.readTo(w)
 	*w = nil
+	return n, err
+}
+
+// readTo is ReadTo for a socket that is not closed.
+func (k *Socket) readTo(w io.Writer) (int, error) {
+	if k.stack.inline != nil && somethingToRead(k.ep) {
+		if n, err := read(k.ep, w); n > 0 || err == nil {
+			k.tune(n)
+			return n, nil
+		}
+		return 0, translate(&tcpip.ErrBadBuffer{}) // as netstack has it
+	}
+	r, err := k.ep.Read(w, tcpip.ReadOptions{})
 	k.tune(r.Count)
 	return r.Count, k.result(err)
 }
@@ -317,6 +330,12 @@ func (k *Socket) tune(read int) {
 	}
 }
 
+// Drained reports that there is nothing to read: Read and ReadTo would return
+// ErrWouldBlock. To ask costs less than to try. False says nothing.
+func (k *Socket) Drained() bool {
+	return !k.closed && k.stack.inline != nil && nothingToRead(k.ep)
+}
+
 // ReadTo hands all received bytes to w as they lie in the stack's memory, which
 // is valid only during each call of w.Write. Errors are as in Read. Inside
 // w.Write no method of the socket may be called.
@@ -324,9 +343,7 @@ func (k *Socket) ReadTo(w io.Writer) (int, error) {
 	if k.closed {
 		return 0, errClosed
 	}
-	r, err := k.ep.Read(w, tcpip.ReadOptions{})
-	k.tune(r.Count)
-	return r.Count, k.result(err)
+	return k.readTo(w)
 }
 
 // Write copies as much of p into the send buffer as it has room for, and sends
@@ -339,9 +356,20 @@ func (k *Socket) Write(p []byte) (int, error) {
 	r.Reset(p)
 	// Atomic keeps netstack from unlocking the endpoint while it copies; it
 	// still takes less than p when the buffer is short of room.
-	n, err := k.ep.Write(r, tcpip.WriteOptions{Atomic: true})
+	options := tcpip.WriteOptions{Atomic: true}
+	if k.stack.inline == nil {
+		n, err := k.ep.Write(r, options)
+		r.Reset(nil)
+		return int(n), k.result(err)
+	}
+	// The same without the endpoint's lock, as nobody is there to be locked out.
+	next, n, err := queueSegment(k.ep, r, options)
 	r.Reset(nil)
-	return int(n), k.result(err)
+	if n > 0 && err == nil {
+		sendData(k.ep, next)
+		return n, nil
+	}
+	return 0, k.result(err)
 }
 
 var _ tcpip.Payloader = (*bytes.Reader)(nil)

@@ -64,6 +64,8 @@ func New(p driver.Port, q driver.Queue, c Config) (*Stack, error) {
 		burst: make([]driver.Frame, c.Burst), rng: rand.New(source),
 	}
 	s.mail.limit = c.MailboxLimit
+	s.link.post = s.mail.postReserved
+	s.clock.guard.beside, s.ready.guard.beside = c.Dispatch == Handoff, c.Dispatch == Handoff
 	s.gate.init(&s.mail)
 	// Routers and neighbours may ask from link-local addresses, so whoever has
 	// an IPv6 address has one of those too.
@@ -206,12 +208,12 @@ func (s *Stack) Transmit() int {
 
 // Idle reports whether nothing is waiting to be done now: no posted function, no
 // ready socket, no frame to transmit, and no timer that was set by another
-// goroutine to end before Deadline said the first would. Only frames from the queue, Deadline or a
-// Post can bring work then.
+// goroutine to end before Deadline said the first would. Only frames from the
+// queue, Deadline or a Post can bring work then.
 func (s *Stack) Idle() bool {
-	s.link.mu.Lock()
+	s.link.guard.lock()
 	waiting := len(s.link.outbox)
-	s.link.mu.Unlock()
+	s.link.guard.unlock()
 	return waiting == 0 && s.mail.waiting.Load() == 0 && s.ready.empty() && !s.clock.earlier.Load()
 }
 
@@ -238,18 +240,16 @@ func (s *Stack) SetWake(wake func()) {
 	s.mail.mu.Lock()
 	s.mail.wake = wake
 	s.mail.mu.Unlock()
-	// Netstack gives up on a link address on a goroutine of its own, whatever
-	// the dispatch, and whoever waited for it hears of that.
-	s.ready.mu.Lock()
-	s.ready.wake = wake
-	s.ready.mu.Unlock()
 	if s.inline == nil {
-		s.link.mu.Lock()
+		s.ready.guard.lock()
+		s.ready.wake = wake
+		s.ready.guard.unlock()
+		s.link.guard.lock()
 		s.link.handoff, s.link.wake = wake != nil, wake
-		s.link.mu.Unlock()
-		s.clock.mu.Lock()
+		s.link.guard.unlock()
+		s.clock.guard.lock()
 		s.clock.wake = wake
-		s.clock.mu.Unlock()
+		s.clock.guard.unlock()
 	}
 }
 

@@ -14,9 +14,9 @@ type Counters struct {
 	// Misdirected are valid SYNs to this stack that OwnsFlow places elsewhere.
 	Misdirected uint64
 	// Frames dropped on receive: shorter than an Ethernet header, with a wrong
-	// checksum, for another host, with a header that contradicts itself, or for
-	// a connection whose receive buffer is full.
-	DroppedShort, DroppedChecksum, DroppedOtherHost, DroppedMalformed, DroppedReceiveBuffer uint64
+	// checksum, for another host, or for a connection whose receive buffer is
+	// full.
+	DroppedShort, DroppedChecksum, DroppedOtherHost, DroppedReceiveBuffer uint64
 	// DroppedTransmit are packets for which the device had no room.
 	DroppedTransmit uint64
 }
@@ -68,9 +68,9 @@ func (s *Stack) Statistics() Statistics {
 		},
 		Sockets: map[string]int{},
 	}
-	s.link.mu.Lock()
+	s.link.guard.lock()
 	st.DroppedTransmit = s.link.dropped
-	s.link.mu.Unlock()
+	s.link.guard.unlock()
 	if s.flows != nil {
 		st.Flows = s.flows.n
 	}

@@ -87,6 +87,30 @@ func (p *protocol6) NewEndpoint(i netstack.NetworkInterface, d netstack.Transpor
 	return &endpoint6{p.protocol.NewEndpoint(i, d).(endpoint6Interface), p.link}
 }
 
+// HandleLinkResolutionFailure implements netstack.LinkResolvableNetworkEndpoint.
+func (e *endpoint4) HandleLinkResolutionFailure(p *netstack.PacketBuffer) {
+	e.link.unresolved(e.endpoint, p)
+}
+
+// HandleLinkResolutionFailure implements netstack.LinkResolvableNetworkEndpoint.
+func (e *endpoint6) HandleLinkResolutionFailure(p *netstack.PacketBuffer) {
+	e.link.unresolved(e.endpoint6Interface, p)
+}
+
+// unresolved has the loop deal with a packet whose neighbour was not found. Netstack
+// calls it on a goroutine of its own when it has too many of them: the only thing
+// that it does beside the loop.
+func (l *link) unresolved(e netstack.LinkResolvableNetworkEndpoint, p *netstack.PacketBuffer) {
+	p = p.IncRef()
+	fail := func() {
+		e.HandleLinkResolutionFailure(p)
+		p.DecRef()
+	}
+	if !l.post(fail) {
+		p.DecRef()
+	}
+}
+
 // plain reports whether a packet may take the short way, and where to.
 func (l *link) plain(r *netstack.Route, params *netstack.NetworkHeaderParams, p *netstack.PacketBuffer, headers int) (tcpip.LinkAddress, bool) {
 	if params.Protocol != header.TCPProtocolNumber || params.ExperimentOptionValue != 0 || r.Loop() != netstack.PacketOut {
@@ -97,11 +121,7 @@ func (l *link) plain(r *netstack.Route, params *netstack.NetworkHeaderParams, p 
 		return "", false
 	}
 	// Asking netstack to resolve would queue a callback for each packet.
-	n := cachedNeighbor(r)
-	if n == nil {
-		return "", false
-	}
-	return neighborAddress(n)
+	return neighborAddress(r)
 }
 
 // WritePacket implements netstack.NetworkEndpoint.
@@ -150,12 +170,12 @@ func (l *link) send(headers []byte, to tcpip.LinkAddress, kind tcpip.NetworkProt
 	copy(headers, to)
 	copy(headers[6:], l.address)
 	binary.BigEndian.PutUint16(headers[12:], uint16(kind))
-	l.mu.Lock()
+	l.guard.lock()
 	ok := l.write(headers, p)
 	if !ok {
 		l.dropped++
 	}
-	l.mu.Unlock()
+	l.guard.unlock()
 	if l.handoff {
 		l.wake()
 	}
@@ -165,7 +185,7 @@ func (l *link) send(headers []byte, to tcpip.LinkAddress, kind tcpip.NetworkProt
 	return nil
 }
 
-// write appends a frame of headers and packet to the outbox; l.mu is held. If
+// write appends a frame of headers and packet to the outbox; the guard is held. If
 // headers is empty the packet has its own.
 func (l *link) write(headers []byte, p *netstack.PacketBuffer) bool {
 	if len(l.outbox) >= l.limit {

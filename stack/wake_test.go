@@ -28,22 +28,62 @@ func sleepless(t *testing.T, dispatch Dispatch) (s *Stack, woken *int) {
 	return s, woken
 }
 
+// With the Handoff dispatch sockets become ready beside the loop.
 func TestAnEventWakesASleepingLoopOnce(t *testing.T) {
-	for _, dispatch := range []Dispatch{Inline, Handoff} {
-		s, woken := sleepless(t, dispatch)
-		address := netip.AddrPortFrom(stacktest.ServerAddress, stacktest.ServerPort)
-		l, err := s.ListenEvents(address, func(*Socket) Owner { return nil })
-		if err != nil {
+	s, woken := sleepless(t, Handoff)
+	address := netip.AddrPortFrom(stacktest.ServerAddress, stacktest.ServerPort)
+	l, err := s.ListenEvents(address, func(*Socket) Owner { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := 1; round <= 2; round++ {
+		l.event.raise()
+		l.event.raise()
+		if *woken != round || s.Idle() {
+			t.Errorf("woken %d times by %d events, idle %v", *woken, round, s.Idle())
+		}
+		s.Deliver()
+	}
+}
+
+// failures is an owner that counts the connections that fail.
+type failures struct{ n int }
+
+func (f *failures) Ready(k *Socket) {
+	if k.Err() != nil {
+		f.n++
+		k.Close()
+	}
+}
+
+// With too many neighbours to look for at once netstack gives up on the first, on a
+// goroutine of its own. The loop, which takes no locks, hears of it by post.
+func TestWhatNetstackGivesUpBesideTheLoopComesByPost(t *testing.T) {
+	s, _ := sleepless(t, Inline)
+	posted := make(chan struct{}, 1000)
+	s.SetWake(func() { posted <- struct{}{} })
+	const neighbours, most = 70, 64
+	var failed failures
+	prefix := stacktest.ServerAddress.As4()
+	for i := range neighbours {
+		prefix[3] = byte(100 + i)
+		if _, err := s.Connect(netip.AddrPort{}, netip.AddrPortFrom(netip.AddrFrom4(prefix), 1), &failed); err != nil {
 			t.Fatal(err)
 		}
-		for round := 1; round <= 2; round++ {
-			l.event.raise()
-			l.event.raise()
-			if *woken != round || s.Idle() {
-				t.Errorf("%s: woken %d times by %d events, idle %v", dispatch, *woken, round, s.Idle())
-			}
-			s.Deliver()
+	}
+	for i := range neighbours - most {
+		select {
+		case <-posted:
+		case <-time.After(time.Minute):
+			t.Fatalf("%d of %d neighbours too many were given up", i, neighbours-most)
 		}
+	}
+	if s.Idle() || failed.n != 0 {
+		t.Errorf("before the loop's turn: idle %v, %d connections failed", s.Idle(), failed.n)
+	}
+	s.Deliver()
+	if failed.n != neighbours-most {
+		t.Errorf("%d connections failed, want %d", failed.n, neighbours-most)
 	}
 }
 

@@ -51,7 +51,7 @@ func (c *conn) Ready(*stack.Socket) {
 	for !c.ended {
 		c.flush()
 		c.redeliver()
-		if c.eof || !c.reading() {
+		if c.eof || !c.reading() || c.socket.Drained() {
 			break
 		}
 		n, err := c.socket.ReadTo((*connReader)(c))

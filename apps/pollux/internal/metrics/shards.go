@@ -113,7 +113,7 @@ func collectShard(s *stats, out chan<- prometheus.Metric) {
 	}
 	for cause, n := range map[string]uint64{
 		"short": s.Stack.DroppedShort, "checksum": s.Stack.DroppedChecksum + s.Stack.TCP.ChecksumErrors, "other-host": s.Stack.DroppedOtherHost,
-		"malformed-segment": s.Stack.DroppedMalformed + s.Stack.TCP.InvalidSegments, "malformed-packet": s.Stack.IPMalformed,
+		"malformed-segment": s.Stack.TCP.InvalidSegments, "malformed-packet": s.Stack.IPMalformed,
 		"address": s.Stack.IPInvalidAddress, "receive-buffer": s.Stack.DroppedReceiveBuffer, "transmit": s.Stack.DroppedTransmit,
 		"queue": s.Queue.ReceiveDropped, "no-frame": s.Queue.AllocationFailures, "listen-overflow": s.Stack.TCP.ListenOverflows,
 		"mailbox": s.SharedDropped,
