@@ -78,9 +78,11 @@ func (d *inline) established(e *tcp.Endpoint) {
 		// Every call on an endpoint is made by the loop, so nobody holds the lock.
 		return
 	}
-	queue := segmentQueue(e)
-	for segmentWaits(e) && connected(e.EndpointState()) {
-		s := dequeueSegment(queue)
+	for connected(e.EndpointState()) {
+		s := nextSegment(e)
+		if s == nil {
+			break
+		}
 		more, err := handleSegmentLocked(e, s)
 		segmentDecRef(s)
 		if err != nil {

@@ -33,6 +33,15 @@ func segmentPayloadSize(s unsafe.Pointer) int
 //go:linkname segmentMemSize gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*segment).segMemSize
 func segmentMemSize(s unsafe.Pointer) int
 
+//go:linkname segmentSetOwner gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*segment).setOwner
+func segmentSetOwner(s unsafe.Pointer, e *tcp.Endpoint, flags uint8)
+
+//go:linkname receiveMemUsed gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*Endpoint).receiveMemUsed
+func receiveMemUsed(e *tcp.Endpoint) int
+
+//go:linkname pushSegment gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*segmentList).PushBack
+func pushSegment(list, s unsafe.Pointer)
+
 //go:linkname removeSegment gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*segmentList).Remove
 func removeSegment(list, s unsafe.Pointer)
 
@@ -47,9 +56,6 @@ func segmentDecRef(s unsafe.Pointer)
 
 //go:linkname enqueueSegment gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*Endpoint).enqueueSegment
 func enqueueSegment(e *tcp.Endpoint, s unsafe.Pointer) bool
-
-//go:linkname dequeueSegment gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*segmentQueue).dequeue
-func dequeueSegment(q unsafe.Pointer) unsafe.Pointer
 
 //go:linkname dequeueEndpoint gvisor.dev/gvisor/pkg/tcpip/transport/tcp.(*epQueue).dequeue
 func dequeueEndpoint(q unsafe.Pointer) *tcp.Endpoint
@@ -93,6 +99,7 @@ var (
 	endpointType      = reflect.TypeFor[tcp.Endpoint]()
 	segmentQueueField = field(endpointType, "segmentQueue")
 	segmentsField     = field(segmentQueueField.Type, "list")
+	frozenField       = field(segmentQueueField.Type, "frozen")
 	firstField        = field(segmentsField.Type, "head")
 	rcvQueueField     = field(endpointType, "rcvQueue")
 	rcvBufUsedField   = field(endpointType, "RcvBufUsed")
@@ -185,6 +192,30 @@ func neighborAddress(r *netstack.Route) (tcpip.LinkAddress, bool) {
 // segmentQueue is the queue of segments that e has not processed.
 func segmentQueue(e *tcp.Endpoint) unsafe.Pointer {
 	return unsafe.Add(unsafe.Pointer(e), segmentQueueField.Offset)
+}
+
+// takeSegment queues a segment that has a payload of so many bytes for e, without
+// the queue's lock. It takes the caller's reference over, or refuses: then netstack's
+// enqueueSegment is to judge it, which also counts.
+func takeSegment(e *tcp.Endpoint, s unsafe.Pointer, payload int) bool {
+	q := segmentQueue(e)
+	if *at[bool](q, &frozenField) || payload > 0 && receiveMemUsed(e) > int(e.SocketOptions().GetReceiveBufferSize()) {
+		return false
+	}
+	const received = 1 << 1 // recvQ
+	pushSegment(unsafe.Add(q, segmentsField.Offset), s)
+	segmentSetOwner(s, e, received)
+	return true
+}
+
+// nextSegment takes the first segment that waits out of e's queue, without its lock.
+func nextSegment(e *tcp.Endpoint) unsafe.Pointer {
+	list := unsafe.Add(segmentQueue(e), segmentsField.Offset)
+	s := first(list)
+	if s != nil {
+		removeSegment(list, s)
+	}
+	return s
 }
 
 // segmentWaits reports whether e has segments that it has not processed.

@@ -6,6 +6,7 @@ import (
 	"go/parser"
 	"go/printer"
 	"go/token"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
@@ -25,6 +26,9 @@ var assumed = map[string][]string{
 		"func (s *segment) ReadTo(dst io.Writer, peek bool) (int, error)",
 		"func (s *segment) payloadSize() int",
 		"func (s *segment) segMemSize() int",
+		"func (s *segment) setOwner(ep *Endpoint, qFlags queueFlags)",
+		"func (e *Endpoint) receiveMemUsed() int",
+		"func (l *segmentList) PushBack(e *segment)",
 		"func (l *segmentList) Remove(e *segment)",
 		"func (e *Endpoint) windowCrossedACKThresholdLocked(deltaBefore int, rcvBufSize int) (crossed bool, above bool)",
 		"func (r *receiver) nonZeroWindow()",
@@ -33,6 +37,8 @@ var assumed = map[string][]string{
 		"func (e *Endpoint) Read(dst io.Writer, opts tcpip.ReadOptions) (tcpip.ReadResult, tcpip.Error)",
 		"func (s *segment) DecRef()",
 		"func (e *Endpoint) enqueueSegment(s *segment) bool",
+		// What takeSegment and nextSegment do in their place.
+		"func (q *segmentQueue) enqueue(s *segment) bool",
 		"func (q *segmentQueue) dequeue() *segment",
 		"func (q *epQueue) dequeue() *Endpoint",
 		"func (e *Endpoint) handleSegmentLocked(s *segment) (cont bool, err tcpip.Error)",
@@ -69,6 +75,17 @@ func TestThePinnedGVisorHasWhatTheLinknamesReach(t *testing.T) {
 				t.Errorf("gvisor/%s no longer declares\n\t%s\nread what replaced it before changing stack/linkname.go", dir, w)
 			}
 		}
+	}
+}
+
+func TestAReceivedSegmentsMemoryIsItsEndpoints(t *testing.T) {
+	source, err := os.ReadFile(filepath.Join(gvisorSource(t), "pkg/tcpip/transport/tcp/segment.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The second line of its block, so 1 << 1.
+	if !strings.Contains(string(source), "IPv4MaximumHeaderSize\n\n\trecvQ queueFlags = 1 << iota\n\tsendQ\n") {
+		t.Error("tcp.recvQ may no longer be what takeSegment says")
 	}
 }
 
@@ -111,6 +128,7 @@ func TestFieldsReachedByOffsetHaveTheAssumedTypes(t *testing.T) {
 	}{
 		{segmentQueueField, "tcp.segmentQueue"},
 		{segmentsField, "tcp.segmentList"},
+		{frozenField, "bool"},
 		{firstField, "*tcp.segment"},
 		{rcvQueueField, "tcp.segmentList"},
 		{rcvBufUsedField, "int"},

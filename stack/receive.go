@@ -150,15 +150,18 @@ func (s *Stack) established(f *driver.Frame, network tcpip.NetworkProtocolNumber
 	p.NetworkHeader().Consume(length)
 	p.TransportHeader().Consume(offset)
 	seg := newIncomingSegment(k.id, s.clock.NowMonotonic(), p, header.TCP(p.TransportHeader().Slice()))
-	if enqueueSegment(k.ep, seg) {
-		if !k.touched {
-			k.touched = true
-			s.inline.touched = append(s.inline.touched, k)
+	if !takeSegment(k.ep, seg, len(segment)-offset) {
+		taken := enqueueSegment(k.ep, seg)
+		segmentDecRef(seg)
+		if !taken {
+			s.counters.DroppedReceiveBuffer++
+			return true
 		}
-	} else {
-		s.counters.DroppedReceiveBuffer++
 	}
-	segmentDecRef(seg)
+	if !k.touched {
+		k.touched = true
+		s.inline.touched = append(s.inline.touched, k)
+	}
 	return true
 }
 
