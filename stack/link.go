@@ -119,14 +119,14 @@ func (l *link) refill() {
 func (l *link) transmit() (sent, waiting int) {
 	l.guard.lock()
 	if len(l.outbox) > 0 {
-		sent, waiting = l.empty()
+		sent, waiting = l.drain()
 	}
 	l.guard.unlock()
 	return sent, waiting
 }
 
-// empty is transmit for an outbox that has frames; the guard is held.
-func (l *link) empty() (sent, waiting int) {
+// drain is transmit for an outbox that has frames; the guard is held.
+func (l *link) drain() (sent, waiting int) {
 	sent = l.queue.Transmit(l.outbox)
 	if waiting = len(l.outbox) - sent; waiting > 0 {
 		copy(l.outbox, l.outbox[sent:])

@@ -324,8 +324,9 @@ func (s *Shard) freeDead() {
 // output queues a finished frame, which asks nothing of the device.
 func (s *Shard) output(to *port, f *driver.Frame, hash uint64) {
 	if n := len(to.staged); n < cap(to.staged) && to.wait.Len() == 0 && !to.wait.Limited() {
-		// Field by field: a frame that was just written to in small parts, and is
-		// then copied in large ones, waits for the small ones to reach the cache.
+		// What describes offloads stays as Transmit left the slot: clear. And field by
+		// field, as a frame that was just written to in small parts, and is then copied
+		// in large ones, waits for the small ones to reach the cache.
 		to.staged = to.staged[:n+1]
 		t := &to.staged[n]
 		t.Data, t.Pool, t.Handle = f.Data, f.Pool, f.Handle
