@@ -3,11 +3,6 @@
 // reason, and at the end one line with the number of tests (and subtests) that
 // passed, failed and were skipped. It exits with 1 if anything failed, or if no
 // test ran at all.
-//
-// With arguments, the beginning of a go test command, a few tests that failed are run
-// once more, on their own: what then passes is no longer a failure, but is told of as
-// something to mend. Tests run beside those of other packages, on machines that others
-// use, too; a frame or a pause that nobody reckoned with is no defect of the product.
 package main
 
 import (
@@ -15,47 +10,19 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 )
 
 func main() {
-	s, err := summarize(os.Stdin, os.Stdout)
+	ok, err := summarize(os.Stdin, os.Stdout)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "summary: read test events:", err)
 	}
-	if err != nil || s.failed > 0 && !s.passAlone(os.Args[1:]) {
+	if err != nil || !ok {
 		os.Exit(1)
 	}
-}
-
-// few is how many tests, subtests aside, may be run once more.
-const few = 3
-
-// passAlone runs what failed once more, if that is no more than a few tests, and says
-// whether all of it passes.
-func (s *summary) passAlone(command []string) bool {
-	if len(command) == 0 || s.beyondTests || len(s.again) == 0 || len(s.again) > few {
-		return false
-	}
-	byPackage := map[string][]string{}
-	for n := range s.again {
-		byPackage[n.pkg] = append(byPackage[n.pkg], n.test)
-	}
-	for _, pkg := range slices.Sorted(maps.Keys(byPackage)) {
-		tests := slices.Sorted(slices.Values(byPackage[pkg]))
-		fmt.Fprintf(s.out, "\nonce more, alone: %s %s\n", pkg, strings.Join(tests, " "))
-		c := exec.Command(command[0], append(slices.Clone(command[1:]), "-count=1", "-run", "^("+strings.Join(tests, "|")+")$", pkg)...)
-		c.Stdout, c.Stderr = s.out, s.out
-		if c.Run() != nil {
-			return false
-		}
-	}
-	fmt.Fprintln(s.out, "\nAll that failed passes alone, so the run counts as good. It is to be mended all the same.")
-	return true
 }
 
 // event is one line of go test -json; see go doc test2json, and go help
@@ -75,14 +42,10 @@ type summary struct {
 	failures                map[string]int // by package
 	skips                   []string
 	passed, failed, skipped int
-	// again are the tests, subtests aside, that failed; beyondTests says that something
-	// else did: a build, a package, a test that did not end.
-	again       map[name]bool
-	beyondTests bool
 }
 
-func summarize(in io.Reader, out io.Writer) (*summary, error) {
-	s := &summary{out: out, output: map[name][]string{}, builds: map[string][]string{}, failures: map[string]int{}, again: map[name]bool{}}
+func summarize(in io.Reader, out io.Writer) (ok bool, err error) {
+	s := summary{out: out, output: map[name][]string{}, builds: map[string][]string{}, failures: map[string]int{}}
 	lines := bufio.NewReader(in)
 	for {
 		line, err := lines.ReadString('\n')
@@ -93,7 +56,7 @@ func summarize(in io.Reader, out io.Writer) (*summary, error) {
 			break
 		}
 		if err != nil {
-			return s, err
+			return false, err
 		}
 	}
 	// What never ended, because go test itself was killed.
@@ -109,10 +72,9 @@ func summarize(in io.Reader, out io.Writer) (*summary, error) {
 	if s.passed+s.failed+s.skipped == 0 {
 		fmt.Fprintln(out, "no test ran")
 		s.failed++
-		s.beyondTests = true
 	}
 	fmt.Fprintf(out, "\n%d passed, %d failed, %d skipped\n", s.passed, s.failed, s.skipped)
-	return s, nil
+	return s.failed == 0, nil
 }
 
 func (s *summary) line(line string) {
@@ -161,12 +123,10 @@ func (s *summary) endPackage(e event) {
 		// build, it panics, TestMain exits. Only then is it counted.
 		if e.FailedBuild != "" {
 			s.failed++
-			s.beyondTests = true
 			fmt.Fprint(s.out, strings.Join(s.builds[e.FailedBuild], ""))
 		} else {
 			if s.failures[e.Package] == 0 {
 				s.failed++
-				s.beyondTests = true
 			}
 			for _, line := range s.output[name{pkg: e.Package}] {
 				if !strings.HasPrefix(line, "FAIL") { // go's own, told below
@@ -191,9 +151,6 @@ func (s *summary) fail(n name, why string) {
 	}
 	delete(s.output, n)
 	s.failures[n.pkg]++
-	test, _, _ := strings.Cut(n.test, "/")
-	s.again[name{n.pkg, test}] = true
-	s.beyondTests = s.beyondTests || why != ""
 }
 
 // unfinished lists tests that began and did not end, of one package or of all.

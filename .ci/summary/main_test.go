@@ -34,11 +34,10 @@ func run(t *testing.T, files map[string]string) (string, bool) {
 		}
 	}
 	var out strings.Builder
-	s, err := summarize(strings.NewReader(string(events)), &out)
+	ok, err := summarize(strings.NewReader(string(events)), &out)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ok := s.failed == 0
 	if ok != (exit == nil) {
 		t.Errorf("the summary says %v, go test says %v", ok, exit)
 	}
@@ -109,8 +108,8 @@ func TestOne(t *testing.T) { fmt.Println("chatter") }
 
 func TestNoTestAtAllIsAFailure(t *testing.T) {
 	var out strings.Builder
-	if s, err := summarize(strings.NewReader(""), &out); s.failed == 0 || err != nil {
-		t.Fatalf("%d failed, %v:\n%s", s.failed, err, &out)
+	if ok, err := summarize(strings.NewReader(""), &out); ok || err != nil {
+		t.Fatalf("%v, %v:\n%s", ok, err, &out)
 	}
 	if got := last(out.String()); got != "0 passed, 1 failed, 0 skipped" {
 		t.Fatalf("closing line %q", got)
@@ -122,41 +121,7 @@ func TestATestCutOffIsAFailure(t *testing.T) {
 {"Action":"output","Package":"p","Test":"TestA","Output":"half a li"}
 `
 	var out strings.Builder
-	if s, _ := summarize(strings.NewReader(events), &out); s.failed == 0 || !strings.Contains(out.String(), "TestA: did not end") {
-		t.Fatalf("%d failed:\n%s", s.failed, &out)
-	}
-}
-
-func TestWhatPassesAloneIsNoFailureButIsToldOf(t *testing.T) {
-	tests := func(names ...string) string {
-		lines := []string{}
-		for _, n := range names {
-			lines = append(lines, `{"Action":"run","Package":"example.com/m","Test":"`+n+`"}`, `{"Action":"fail","Package":"example.com/m","Test":"`+n+`"}`)
-		}
-		return strings.Join(append(lines, `{"Action":"fail","Package":"example.com/m"}`), "\n")
-	}
-	for _, c := range []struct {
-		events  string
-		command []string
-		good    bool
-	}{
-		{tests("TestA", "TestB/sub", "TestB"), []string{"true"}, true},
-		{tests("TestA"), []string{"false"}, false},
-		{tests("TestA"), nil, false},
-		{tests("TestA", "TestB", "TestC", "TestD"), []string{"true"}, false},
-		{tests(), []string{"true"}, false},                                                     // the package by itself
-		{`{"Action":"run","Package":"example.com/m","Test":"TestA"}`, []string{"true"}, false}, // did not end
-	} {
-		var out strings.Builder
-		s, err := summarize(strings.NewReader(c.events), &out)
-		if err != nil || s.failed == 0 {
-			t.Fatalf("%d failed, %v", s.failed, err)
-		}
-		if good := s.passAlone(c.command); good != c.good {
-			t.Errorf("%v after\n%s: good is %v\n%s", c.command, c.events, good, out.String())
-		}
-		if c.good && !strings.Contains(out.String(), "once more, alone: example.com/m TestA TestB") {
-			t.Errorf("it does not say what was run again:\n%s", out.String())
-		}
+	if ok, _ := summarize(strings.NewReader(events), &out); ok || !strings.Contains(out.String(), "TestA: did not end") {
+		t.Fatalf("%v:\n%s", ok, &out)
 	}
 }
