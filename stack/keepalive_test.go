@@ -7,8 +7,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// Acknowledge leaves netstack alone where a reply has said it all, and with it the
-// keepalive timer: it must run again once the reply is acknowledged.
+// Where a reply has said it all, Acknowledge leaves netstack alone, which would also
+// restart its keepalive timer there. It does so as well when the reply is acknowledged.
 func TestAConnectionThatFellSilentAfterAReplyIsProbed(t *testing.T) {
 	const idle = time.Hour
 	b := newBench(t, Config{Dispatch: Inline, Keepalive: idle}, 1)
